@@ -1,0 +1,53 @@
+"""What an engine promises: it averages gradients over ranks, steps the optimizer and hands its whole state over by name."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from torch import Tensor
+
+from pretrain.values import Batch, Features, GradNorms
+from pretrain.world import World
+
+
+class Engine(Protocol):
+    """A dual encoder and its optimizer, carried by one process or many. It knows nothing of losses."""
+
+    world: World
+
+    def forward(self, batch: Batch) -> Features:
+        """Features of this rank's rows, through whatever wraps the model."""
+        ...
+
+    def averaging(self, on: bool) -> AbstractContextManager[None]:
+        """Around forward and backward: whether that backward averages gradients over ranks (the last part's does)."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a scalar to the parameters."""
+        ...
+
+    def step(self, lr: float, clip_norm: float | None) -> GradNorms:
+        """Clip, update, clear the gradients, keep the logit scale within its bounds.
+
+        Args:
+            lr: learning rate of this step.
+            clip_norm: largest Euclidean norm of the averaged gradient; None: no clipping.
+
+        Returns:
+            Norms before clipping.
+        """
+        ...
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Every parameter and buffer, whole, by its name in the unwrapped model."""
+        ...
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Optimizer moments as 'MOMENT/PARAMETER' (for instance exp_avg/visual.proj), whole, and step counts."""
+        ...
+
+    def load(self, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+        """Take back what `model_state` and `optimizer_state` gave, at any world size."""
+        ...

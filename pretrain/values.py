@@ -1,0 +1,138 @@
+"""What flows through a step: Batch -> Features -> Pairs -> Terms -> StepReport.
+
+Shapes, everywhere in this project: B pairs on this rank, W ranks, N = B * W pairs in the world, D embedding width,
+L tokens of a text, H and W pixels of an image where no rank is near, K entries of a queue, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pretrain.exchange.base import Exchange
+
+Terms = dict[str, Tensor]
+"""Named scalars [] fp32, already weighted; every entry counts and they are summed."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A sample that could not be used and was replaced by another, the same one on every rank."""
+
+    index: int
+    """Position in the run's sample order."""
+    shard: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's consecutive part of a global batch."""
+
+    images: Tensor
+    """[B, 3, H, W] uint8, RGB."""
+    texts: Tensor
+    """[B, L] int64 token ids."""
+    ids: Tensor
+    """[B] int64: the sample's number in the data set; equal ids are the same sample."""
+    keys: tuple[str, ...]
+    """B names, `shard/key`, for messages."""
+    skips: tuple[Skip, ...] = ()
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """Further columns an objective asked for by name, [B, ...]."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`, copied without waiting where the memory is pinned."""
+        move = {k: v.to(device, non_blocking=True) for k, v in self.tensors().items()}
+        extra = {k: move[k] for k in self.extra}
+        return replace(self, images=move["images"], texts=move["texts"], ids=move["ids"], extra=extra)
+
+    def split(self, size: int) -> list[Batch]:
+        """Consecutive parts of `size` rows, the last one possibly smaller."""
+        return [self.rows(start, start + size) for start in range(0, len(self), size)]
+
+    def rows(self, start: int, stop: int) -> Batch:
+        part = {k: v[start:stop] for k, v in self.tensors().items()}
+        extra = {k: part[k] for k in self.extra}
+        return Batch(part["images"], part["texts"], part["ids"], self.keys[start:stop], (), extra)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"images": self.images, "texts": self.texts, "ids": self.ids, **self.extra}
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the two towers make of a batch."""
+
+    image: Tensor
+    """[B, D] fp32 (fp64 in tests), unit norm."""
+    text: Tensor
+    """[B, D], the same."""
+    logit_scale: Tensor
+    """[] positive: logits are logit_scale * cosine + logit_bias."""
+    logit_bias: Tensor | None = None
+    """[] or None where the objective has no bias."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """Whatever else an objective asked for by name, [B, ...] differentiable."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that may carry a gradient, by name."""
+        named = {"image": self.image, "text": self.text, "logit_scale": self.logit_scale}
+        bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
+        return named | bias | self.extra
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What an objective sees: this rank's rows, and a way to the columns of all ranks. Never a rank."""
+
+    features: Features
+    exchange: Exchange
+    ids: Tensor | None = None
+    """[B] int64 sample ids."""
+
+    @property
+    def image(self) -> Tensor:
+        return self.features.image
+
+    @property
+    def text(self) -> Tensor:
+        return self.features.text
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return self.features.logit_scale
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        return self.features.logit_bias
+
+
+@dataclass(frozen=True)
+class GradNorms:
+    """Euclidean norms of the averaged gradient before clipping, fp32 scalars [] on the model's device."""
+
+    total: Tensor
+    image: Tensor
+    text: Tensor
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step did on this rank; tensors stay on the device until somebody logs them."""
+
+    loss: Tensor
+    """[] this rank's loss; its mean over ranks is the loss of the global batch."""
+    terms: Terms
+    grad_norms: GradNorms
+    logit_scale: Tensor
+    """[] as used in this step."""
+    logit_bias: Tensor | None

@@ -1,0 +1,112 @@
+"""The ranks of a run: who this process is, and how all of them agree that one has failed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pretrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the W processes of the run."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes the run's files and speaks to the user."""
+        return self.rank == 0
+
+    @contextmanager
+    def together(self, doing: str) -> Iterator[None]:
+        """What fails here on any rank fails on all of them, with that rank's message, instead of leaving the others waiting.
+
+        Every rank must enter and leave the block; there may be no collective inside it.
+
+        Raises:
+            UserError: some rank raised one, or an OSError, inside the block.
+            RuntimeError: some rank raised anything else; the rank itself raises its own exception.
+        """
+        own: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            own = error
+        found = self.share(_Failure.of(own, self.rank))
+        first = next((failure for failure in found if failure), None)
+        if isinstance(own, UserError) or (own is not None and not isinstance(own, OSError)):
+            raise own
+        if first is not None and first.is_users:
+            raise UserError(f"{doing}: {first.message}" if isinstance(own, OSError) else first.message) from own
+        if first is not None:
+            raise RuntimeError(f"rank {first.rank} failed while {doing}: {first.message}")
+
+    def share(self, item: object) -> list:
+        """`item` of every rank, in rank order; a small picklable value."""
+        if self.size == 1:
+            return [item]
+        items: list[object] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` holds on some rank, the same answer on all of them."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor([flag], dtype=torch.int32)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return bool(votes.item())
+
+
+def environment() -> tuple[int, int, int]:
+    """(rank, world size, local rank) as torchrun, srun or nobody has set them."""
+    for rank, size, local in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+        if rank in os.environ and size in os.environ:
+            return int(os.environ[rank]), int(os.environ[size]), int(os.environ.get(local, 0))
+    return 0, 1, 0
+
+
+@contextmanager
+def join(timeout_s: float) -> Iterator[World]:
+    """The world of this process, connected: NCCL for CUDA tensors, gloo for what stays on the CPU.
+
+    Args:
+        timeout_s: a collective that some rank does not enter for this long ends the process.
+    """
+    rank, size, local_rank = environment()
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if size > 1:
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
+    try:
+        yield World(rank, size, local_rank, device)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class _Failure:
+    rank: int
+    message: str
+    is_users: bool
+
+    @staticmethod
+    def of(error: Exception | None, rank: int) -> _Failure | None:
+        if error is None:
+            return None
+        return _Failure(rank, str(error) or type(error).__name__, isinstance(error, UserError | OSError))
