@@ -1,7 +1,6 @@
 """Every knob of a run, on one page: frozen dataclasses that nothing writes to after start.
 
-A YAML file is flags written down: `load` flattens it, puts it before the user's own flags, and lets one parser (tyro)
-read the lot; the later wins. `dump` writes the resolved run so that loading it again gives an equal one.
+`runfile.load` reads a run from a YAML file and flags; `problems` is the one place for rules that span several knobs.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from pretrain.errors import UserError
 
@@ -159,6 +156,14 @@ class Log:
     """Live progress bar on a terminal; plain lines elsewhere."""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A method by name, with its own options."""
+
+    name: str
+    options: Any
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     name: str = "run"
@@ -169,8 +174,8 @@ class Run:
     """Of weights, sample order, augmentation and dropout."""
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
-    objective: tuple[Any, ...] = ()
-    """Options of each objective, in order; they are summed. In YAML: a name, {name: ..., option: ...}, or a list of them."""
+    objective: tuple[Choice, ...] = ()
+    """What is minimised: objectives are summed. In YAML a name, {name: ..., option: ...}, or a list of them."""
     exchange: str = free("auto")
     """How features cross ranks for the loss: auto, local, gather."""
     engine: str = free("auto")
@@ -206,6 +211,7 @@ def problems(run: Run) -> list[str]:
         (run.model.logit_scale_max is not None and run.model.logit_scale_max <= 0, f"model.logit_scale_max {run.model.logit_scale_max} must be positive"),
         (run.model.lock_image_unlocked_groups > 0 and not run.model.lock_image, "model.lock_image_unlocked_groups needs model.lock_image: true"),
         (run.model.lock_text_unlocked_layers > 0 and not run.model.lock_text, "model.lock_text_unlocked_layers needs model.lock_text: true"),
+        (run.model.lock_image and run.model.lock_text and not run.model.lock_image_unlocked_groups + run.model.lock_text_unlocked_layers, "model.lock_image and model.lock_text leave nothing to train: unlock one, or some of its last layers"),
         (optim.lr <= 0, f"optim.lr {optim.lr} must be positive"),
         (not all(0 <= beta < 1 for beta in optim.betas), f"optim.betas {optim.betas} must lie in [0, 1)"),
         (optim.eps <= 0, f"optim.eps {optim.eps} must be positive"),

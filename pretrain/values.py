@@ -83,11 +83,20 @@ class Features:
     extra: dict[str, Tensor] = field(default_factory=dict)
     """Whatever else an objective asked for by name, [B, ...] differentiable."""
 
+    def rows(self) -> dict[str, Tensor]:
+        """What has a row for each pair, by name."""
+        return {"image": self.image, "text": self.text, **self.extra}
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything that may carry a gradient, by name."""
-        named = {"image": self.image, "text": self.text, "logit_scale": self.logit_scale}
         bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
-        return named | bias | self.extra
+        return self.rows() | {"logit_scale": self.logit_scale} | bias
+
+    @staticmethod
+    def of(named: dict[str, Tensor]) -> Features:
+        """The features whose `tensors()` are these."""
+        extra = {k: v for k, v in named.items() if k not in ("image", "text", "logit_scale", "logit_bias")}
+        return Features(named["image"], named["text"], named["logit_scale"], named.get("logit_bias"), extra)
 
 
 @dataclass(frozen=True)

@@ -60,13 +60,13 @@ class World:
         dist.all_gather_object(items, item)
         return items
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` holds on some rank, the same answer on all of them."""
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag whether it holds on some rank: the same answers on all of them, by one small CPU all-reduce."""
         if self.size == 1:
-            return flag
-        votes = torch.tensor([flag], dtype=torch.int32)
+            return flags
+        votes = torch.tensor(flags, dtype=torch.int32)
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-        return bool(votes.item())
+        return tuple(bool(vote) for vote in votes)
 
 
 def environment() -> tuple[int, int, int]:

@@ -1,1 +1,19 @@
 """How parameters, gradients and optimizer state are spread. The file name is the name in the config."""
+
+from __future__ import annotations
+
+import sys
+
+from pretrain import named
+from pretrain.engines.base import Engine
+
+
+def names() -> list[str]:
+    """Every built-in engine."""
+    return named.names(sys.modules[__name__])
+
+
+def find(name: str, world_size: int) -> type[Engine]:
+    """The engine class of a file; 'auto' is single for one process and ddp for more. UserError where there is none."""
+    automatic = "single" if world_size == 1 else "ddp"
+    return named.find(sys.modules[__name__], automatic if name == "auto" else name, Engine)

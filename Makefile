@@ -1,0 +1,45 @@
+# Everything a newcomer needs: `make demo` runs the main job, `make test` the tests. Both set up what is missing first.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+export PIP_CONSTRAINT :=
+export OMP_NUM_THREADS ?= 1
+export WANDB_MODE ?= offline
+
+.PHONY: demo test check lint bench gpu golden clean
+
+demo: $(VENV)/ready          ## pack digits, train on two ranks, kill one, go on, evaluate, export, verify
+	$(BIN)/python -m benchmarks.demo
+
+test: $(VENV)/ready lint     ## everything; the fast tests first
+	$(BIN)/python -m pytest -n 2 -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -q -m "slow and not gpu"
+
+check: $(VENV)/ready lint    ## lint, types, fast tests: before every commit
+	$(BIN)/python -m pytest -n 2 -q -m "not slow and not ranks and not gpu"
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/ready         ## the figures the README quotes that need no GPU
+	$(BIN)/python -m benchmarks.loss
+	$(BIN)/python -m benchmarks.step
+
+gpu:                         ## tests and benchmarks that need a GPU, in one go
+	bash benchmarks/gpu.sh
+
+golden: $(VENV)/ready        ## renew the golden losses, deliberately; the change is visible in the diff
+	$(BIN)/python -m tests.golden.renew
+
+# CPU builds of torch are a third of the size; with a GPU on board, let the index choose.
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pretrain needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build .mypy_cache .ruff_cache .pytest_cache

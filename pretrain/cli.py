@@ -1,0 +1,59 @@
+"""The `pretrain` command: a verb, and what follows it. Nothing heavy is imported before the verb is known."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from pretrain import __version__, errors
+
+VERBS = {
+    "train": "train a dual encoder, or go on where it was: train CONFIG [--section.key value] [--print-config]",
+    "evaluate": "measure a run, checkpoint or export on held-out shards: evaluate RUN --task zero_shot|retrieval",
+    "export": "write the encoders for another library, proven equal: export RUN OUT --to open_clip",
+    "pack": "make WebDataset shards: pack digits OUT | pack folder DIR OUT | pack table FILE OUT",
+    "index": "build or check the shards' offset indexes: index SHARDS... [--check]",
+}
+
+
+def main() -> NoReturn:
+    """Run a verb and exit: 0 done, 2 the user's mistake, 85 stopped with a checkpoint saved, 1 anything else."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """The exit code of a command line; the first rank alone tells what went wrong."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return errors.DONE
+    if argv[0] in ("-V", "--version"):
+        print(__version__)
+        return errors.DONE
+    verb, args = argv[0], argv[1:]
+    try:
+        if verb not in VERBS:
+            raise errors.UserError(f"there is no such verb; one of {', '.join(VERBS)}")
+        from pretrain import verbs
+
+        getattr(verbs, verb)(args)
+    except errors.UserError as mistake:
+        _tell(f"pretrain {verb}: {mistake}")
+        return errors.USER_ERROR
+    except errors.Stopped as stopped:
+        _tell(f"pretrain {verb}: {stopped}")
+        return errors.REQUEUE
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return errors.DONE
+
+
+def _overview() -> str:
+    lines = [f"pretrain {__version__}: pretraining of CLIP and SigLIP style dual encoders", ""]
+    lines += [f"  pretrain {verb:9} {what}" for verb, what in VERBS.items()]
+    return "\n".join([*lines, "", "pretrain VERB --help tells its options. Exit codes: 0 done, 2 your mistake, 85 restart me."])
+
+
+def _tell(line: str) -> None:
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,149 @@
+"""A run as text: a YAML file is flags written down, and flags come after it.
+
+`load` flattens the file to `--section.key value`, appends the user's flags, and gives the lot to one parser; the later
+wins, so a file, an override and a sweep's `--optim.lr=3e-4` obey one rule. `dump` writes a run that loads back equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pretrain import flags
+from pretrain.config import Choice, Run
+from pretrain.errors import UserError
+
+
+def load(path: str | Path | None, args: list[str]) -> Run:
+    """A run: the defaults, then the file, then the flags; the later wins.
+
+    Raises:
+        UserError: the file cannot be read, a key is unknown, a value does not fit, or a combination is impossible.
+    """
+    tree = _read(Path(path)) if path is not None else {}
+    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--") else [arg])]
+    choices, args = _choices(tree.pop("objective", "clip"), args)
+    schema, default = _schema([choice["name"] for choice in choices])
+    written = _flatten(tree) + _flatten({"objective": {c["name"]: _without(c, "name") for c in choices}})
+    _check_names(schema, written, f" in {path}")
+    _check_names(schema, args, " on the command line")
+    parsed = flags.parse(schema, [*written, *args], "pretrain train CONFIG", default)
+    values = {item.name: getattr(parsed, item.name) for item in dataclasses.fields(Run)}
+    objective = tuple(Choice(c["name"], getattr(parsed.objective, _field(c["name"]))) for c in choices)
+    return Run(**values | {"objective": objective})
+
+
+def dump(run: Run) -> str:
+    """YAML with every knob at its resolved value; `load` of it gives a run equal to this one."""
+    tree = {item.name: _plain(getattr(run, item.name)) for item in dataclasses.fields(Run)}
+    tree["objective"] = [{"name": c.name} | _plain(c.options) for c in run.objective]
+    return yaml.safe_dump(tree, sort_keys=False, width=120)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a config ({getattr(error, 'strerror', None) or error})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict | None):
+        raise UserError(f"{path}: a config is a mapping of knobs, not a {type(tree).__name__}")
+    return tree or {}
+
+
+def _choices(written: Any, args: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The objectives as dictionaries with a name, and the flags without the one that chooses them."""
+    listed = written if isinstance(written, list) else [written]
+    choices = [{"name": item} if isinstance(item, str) else item for item in listed]
+    for item in choices:
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            raise UserError(f"objective {item!r} must be a name or a mapping with one, such as {{name: clip}}")
+    while "--objective" in args:
+        at = args.index("--objective")
+        names = args[at + 1].split(",") if at + 1 < len(args) else [""]
+        choices = [next((c for c in choices if c["name"] == name), {"name": name}) for name in names]
+        args = args[:at] + args[at + 2 :]
+    names = [c["name"] for c in choices]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"objective {name!r} is listed twice; raise its weight instead")
+    return choices, args
+
+
+def _schema(names: list[str]) -> tuple[type, Any]:
+    """Run with `objective` narrowed to the options of the chosen objectives, and its defaults."""
+    from pretrain import objectives
+
+    options = {_field(name): objectives.find(name).Options for name in names}
+    parts = dataclasses.make_dataclass(
+        "Objectives",
+        [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in options.items()],
+        frozen=True,
+        kw_only=True,
+    )
+    body = {"__annotations__": {"objective": parts}, "objective": dataclasses.field(default_factory=parts)}
+    schema = type("Run", (Run,), body | {"__doc__": Run.__doc__, "__post_init__": lambda self: None})
+    schema = dataclasses.dataclass(frozen=True, kw_only=True)(schema)
+    return schema, schema()
+
+
+def _check_names(schema: type, args: list[str], where: str) -> None:
+    known = dict(_knobs(schema()))
+    for arg in args:
+        name = arg.removeprefix("--").replace("-", "_")
+        if not arg.startswith("--") or name in known or name in ("help", "h"):
+            continue
+        if any(knob.startswith(f"{name}.") for knob in known):
+            raise UserError(f"{name} is a section{where}: set one of its knobs, such as {_nearest(name, known)}")
+        raise UserError(f"{name} is not a knob{where}; did you mean {_nearest(name, known)}?")
+
+
+def _nearest(name: str, known: dict[str, Any]) -> str:
+    same_section = [knob for knob in known if knob.rpartition(".")[0] == name.rpartition(".")[0]]
+    leaf = {knob.rpartition(".")[2]: knob for knob in reversed(known)}
+    words = difflib.get_close_matches(name.rpartition(".")[2], leaf, 1, 0.7)
+    close = difflib.get_close_matches(name, list(known), 1, 0.8)
+    return (close or [leaf[word] for word in words] or same_section or [k for k in known if k.startswith(name)] or list(known))[0]
+
+
+def _knobs(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every leaf."""
+    for item in dataclasses.fields(section):
+        value = getattr(section, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _knobs(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", value
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "--") -> list[str]:
+    args: list[str] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            args += _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            args += [f"{prefix}{key}", *map(str, value)]
+        else:
+            args += [f"{prefix}{key}", str(value)]
+    return args
+
+
+def _field(name: str) -> str:
+    """An objective's name as a flag's: a dotted module path keeps its last part."""
+    return name.rpartition(".")[2]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _without(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    return {k: v for k, v in tree.items() if k != key}

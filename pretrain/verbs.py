@@ -1,0 +1,147 @@
+"""What each verb takes from the command line, and the one function it calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from pretrain import flags
+from pretrain.errors import UserError
+
+Average = Literal["auto", "yes", "no"]
+_AVERAGE: dict[Average, bool | None] = {"auto": None, "yes": True, "no": False}
+
+
+def train(args: list[str]) -> None:
+    """`pretrain train CONFIG [--section.key value] [--print-config]`."""
+    from pretrain import runfile
+
+    show, args = "--print-config" in args, [arg for arg in args if arg != "--print-config"]
+    named = bool(args) and not args[0].startswith("-")
+    run = runfile.load(args[0] if named else None, args[named:])
+    if show:
+        print(runfile.dump(run), end="")
+        return
+    from pretrain.train import train
+
+    train(run)
+
+
+def evaluate(args: list[str]) -> None:
+    """`pretrain evaluate RUN --task ...`, alone or under torchrun."""
+    flags.command(_evaluate, args, "pretrain evaluate")
+
+
+def _evaluate(
+    source: Positional[str],
+    /,
+    *,
+    task: Literal["zero_shot", "retrieval"],
+    data: tuple[str, ...] = (),
+    classes: str | None = None,
+    average: Average = "auto",
+    batch_size: int = 256,
+    workers: int = 2,
+    json: bool = False,
+) -> None:
+    """Measure the encoders of a run on held-out shards, on all ranks that were started.
+
+    Args:
+        source: Run folder or checkpoint folder.
+        task: What to measure.
+        data: Held-out shards; default: the run's data.eval.
+        classes: For zero_shot, class names and templates; default: classes.json above the shards.
+        average: Use the averaged (EMA) weights; auto: where there are any.
+        batch_size: Pairs per rank and forward.
+        workers: Decoding processes per rank.
+        json: Print one JSON object instead of a table.
+    """
+    from pretrain.evaluate import evaluate
+    from pretrain.world import join
+
+    with join(timeout_s=600.0) as world:
+        options = {"data": data, "classes": classes, "batch_size": batch_size, "workers": workers}
+        result = evaluate(source, task, average=_AVERAGE[average], world=world, **options)
+        if world.is_main:
+            show(result, json)
+
+
+def export(args: list[str]) -> None:
+    """`pretrain export RUN OUT --to open_clip`."""
+    flags.command(_export, args, "pretrain export")
+
+
+def _export(
+    source: Positional[str],
+    out: Positional[Path],
+    /,
+    *,
+    to: Literal["open_clip"] = "open_clip",
+    tower: Literal["both", "image", "text"] = "both",
+    average: Average = "auto",
+    json: bool = False,
+) -> None:
+    """Write the encoders of a run in another library's format, and prove the copy equal in a fresh process.
+
+    Args:
+        source: Run folder or checkpoint folder.
+        out: Folder to make.
+        to: Format.
+        tower: Which encoder.
+        average: Use the averaged (EMA) weights; auto: where there are any.
+        json: Print one JSON object instead of a table.
+    """
+    from pretrain.export import export
+
+    show(export(source, out, to, tower=tower, average=_AVERAGE[average]), json)
+
+
+def pack(args: list[str]) -> None:
+    """`pretrain pack digits OUT`, `pretrain pack folder DIR OUT`, `pretrain pack table FILE OUT`."""
+    from pretrain.data import pack
+
+    kinds: dict[str, Callable[..., Any]] = {
+        "digits": pack.pack_digits,
+        "folder": pack.pack_folder,
+        "table": pack.pack_table,
+    }
+    if args[:1] and args[0] in ("-h", "--help"):
+        print("\n".join(f"pretrain pack {name:7} {(call.__doc__ or '').splitlines()[0]}" for name, call in kinds.items()))
+    elif args[:1] and args[0] in kinds:
+        show(flags.command(kinds[args[0]], args[1:], f"pretrain pack {args[0]}"), as_json=False)
+    else:
+        raise UserError(f"pack {args[0] if args else ''}: name what to pack, one of {', '.join(kinds)}")
+
+
+def index(args: list[str]) -> None:
+    """`pretrain index SHARDS... [--check]`."""
+    flags.command(_index, args, "pretrain index")
+
+
+def _index(patterns: Positional[tuple[str, ...]], /, *, check: bool = False, json: bool = False) -> None:
+    """Build the offset index of each shard.
+
+    Args:
+        patterns: Shards: paths, globs and brace patterns.
+        check: Read the shards again and compare with the stored indexes.
+        json: Print one JSON object instead of a table.
+    """
+    from pretrain.data.index import make_index
+
+    show(make_index(patterns, check=check), json)
+
+
+def show(result: Any, as_json: bool) -> None:
+    """A result for a person, a line a fact, or as one JSON object."""
+    facts = dataclasses.asdict(result) if dataclasses.is_dataclass(result) and not isinstance(result, type) else result
+    if as_json:
+        print(json.dumps(facts, default=str))
+        return
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        print(f"{name:{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
