@@ -1,0 +1,182 @@
+"""The dual encoder: two open_clip towers, a learned scale and bias, and unit-norm features in full precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain import architecture, checkpoint, config, freeze, precision, recompute, weights
+from pretrain.architecture import Architecture
+from pretrain.compat import open_clip
+from pretrain.data import transforms
+from pretrain.errors import UserError
+from pretrain.head import Head, Wanted, choose
+from pretrain.values import Features
+
+
+Tower = Literal["image", "text", "head"]
+
+
+class DualEncoder(nn.Module):
+    """Images and texts in, features on the unit sphere out.
+
+    Attributes:
+        towers: open_clip's CLIP or CustomTextCLIP; the names in its state_dict are open_clip's own.
+        architecture: what the towers are, in open_clip's words; `architecture.name` also finds the tokenizer.
+        image_spec: the preprocessing that belongs to the towers.
+        max_logit_scale: ceiling of the learned scale, as the factor itself; inf for none.
+    """
+
+    def __init__(self, towers: nn.Module, described: Architecture, arithmetic: precision.Precision) -> None:
+        super().__init__()
+        self.towers = towers
+        self.architecture = described
+        self.image_spec = architecture.image_spec(described.preprocess)
+        self.precision = arithmetic
+        self._max_log_scale = math.inf
+        self._still: frozenset[str] = frozenset()
+
+    @property
+    def max_logit_scale(self) -> float:
+        return math.exp(self._max_log_scale)
+
+    def forward(self, images: Tensor, texts: Tensor) -> Features:
+        """Features of pairs, with the scale and bias that turn their cosines into logits.
+
+        Args:
+            images: [B, 3, H, W] uint8 RGB, of `image_spec.size`.
+            texts: [B, L] int64 token ids.
+
+        Returns:
+            fp32 (fp64 where the weights are), unit norm.
+        """
+        image, text = self.encode_image(images), self.encode_text(texts)
+        bias = None if self.towers.logit_bias is None else self.towers.logit_bias.reshape(())
+        return Features(image, text, self.towers.logit_scale.reshape(()).exp(), bias)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Unit-norm features of images, [B, 3, H, W] uint8 -> [B, D] fp32."""
+        weight = self.towers.logit_scale
+        pixels = transforms.normalize(images, self.image_spec).to(weight.dtype)
+        with precision.towers(self.precision, weight.device):
+            features = self.towers.encode_image(pixels)
+        return self._unit_norm(features)
+
+    def encode_text(self, texts: Tensor) -> Tensor:
+        """Unit-norm features of token ids, [B, L] int64 -> [B, D] fp32."""
+        with precision.towers(self.precision, self.towers.logit_scale.device):
+            features = self.towers.encode_text(texts)
+        return self._unit_norm(features)
+
+    def clamp(self) -> None:
+        """Keep the learned scale at or below its ceiling; call it after each optimizer step."""
+        with torch.no_grad():
+            self.towers.logit_scale.clamp_(max=self._max_log_scale)
+
+    def train(self, mode: bool = True) -> DualEncoder:
+        """Training or evaluation; the running statistics of locked norms stay still in either."""
+        super().train(mode)
+        for name in self._still:
+            self.towers.get_submodule(name).eval()
+        return self
+
+    @staticmethod
+    def tower_of(parameter_name: str) -> Tower:
+        """Which part a parameter belongs to, by its name here or inside `towers`."""
+        name = parameter_name.removeprefix("towers.")
+        if name in ("logit_scale", "logit_bias"):
+            return "head"
+        return "image" if name.startswith("visual.") else "text"
+
+    def _unit_norm(self, features: Tensor | tuple[Tensor, ...]) -> Tensor:
+        # Towers built with output_tokens return (pooled, tokens).
+        pooled = features[0] if isinstance(features, tuple) else features
+        with precision.full_precision(pooled.device):
+            return F.normalize(precision.at_least_fp32(pooled), dim=-1)
+
+    def _lock(self, options: config.Model) -> None:
+        self._still = freeze.apply(self.towers, options).still
+        self.train(self.training)
+
+    def _start_head(self, head: Head) -> None:
+        """Set scale, bias and ceiling."""
+        self._max_log_scale = head.max_log_scale
+        with torch.no_grad():
+            self.towers.logit_scale.fill_(head.log_scale)
+            if self.towers.logit_bias is not None:
+                self.towers.logit_bias.fill_(head.bias)
+
+
+def build(model: config.Model, objective: Wanted | Sequence[Wanted], seed: int, device: torch.device) -> DualEncoder:
+    """A dual encoder ready to train: seeded or loaded, its scale and bias as the objective wants them, locked as asked.
+
+    Args:
+        model: the model section of a run.
+        objective: the run's objective, or all of them.
+        seed: of fresh weights, which are made on the CPU and so are the same on every rank and device.
+        device: where the weights go.
+
+    Raises:
+        UserError: unknown model or weights, weights that do not fit, or knobs that this model cannot follow.
+    """
+    described = architecture.find(model)
+    origin = weights.origin(model, described.towers)
+    described = replace(described, preprocess=described.preprocess | (origin.preprocess if origin else {}))
+    wanted = [objective] if isinstance(objective, Wanted) else list(objective)
+    has_bias = any(item.init_logit_bias is not None for item in wanted)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        towers = _towers(described, has_bias, fresh=origin is None)
+    loaded = weights.load(towers, origin, model.name) if origin else None
+    encoder = DualEncoder(towers, described, model.precision)
+    encoder._start_head(choose(model, wanted, loaded))
+    encoder._lock(model)
+    if model.grad_checkpointing:
+        recompute.enable(towers)
+    return encoder.to(device)
+
+
+def restore(folder: Path, average: bool, device: torch.device) -> DualEncoder:
+    """The dual encoder of a checkpoint, in evaluation mode.
+
+    Args:
+        folder: a checkpoint, as `checkpoint.locate` finds it.
+        average: whether to take the averaged weights.
+
+    Raises:
+        UserError: there are no such weights, or the model description they were trained with is gone or changed.
+    """
+    model = checkpoint.read_run(folder).model
+    described = architecture.find(model)
+    origin = weights.origin(model, described.towers)
+    described = replace(described, preprocess=described.preprocess | (origin.preprocess if origin else {}))
+    tensors = weights.clean(checkpoint.read_weights(folder, average), str(folder))
+    towers = _towers(described, "logit_bias" in tensors, fresh=False)
+    try:
+        towers.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{folder} does not fit model.name {model.name}, whose description has changed: {error}") from error
+    return DualEncoder(towers, described, model.precision).to(device).eval()
+
+
+def _towers(described: Architecture, has_bias: bool, fresh: bool) -> nn.Module:
+    """open_clip's model; a trunk's own pretrained weights are fetched only where no others follow."""
+    options: dict[str, Any] = {key: value for key, value in described.towers.items() if key != "custom_text"}
+    vision, text = dict(options["vision_cfg"]), dict(options["text_cfg"])
+    vision["timm_model_pretrained"] = fresh and vision.get("timm_model_pretrained", False)
+    text["hf_model_pretrained"] = fresh and text.get("hf_model_pretrained", True)
+    options |= {"vision_cfg": vision, "text_cfg": text, "init_logit_bias": 0.0 if has_bias else None}
+    custom_text = described.towers.get("custom_text") or "hf_model_name" in text
+    kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    try:
+        return kind(**options)
+    except (TypeError, ValueError, AssertionError, KeyError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"model.name {described.name}: open_clip cannot build it ({type(error).__name__}: {reason})") from error
