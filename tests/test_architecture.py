@@ -154,12 +154,21 @@ def test_importing_pretrain_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+FOREIGN = """
+__version__ = '0.18.2'  # inside the window in which transformers really uses it
+class CUDAProperties: ...
+Device = KernelizeFallback = LayerRepository = LocalLayerRepository = Mode = ROCMProperties = CUDAProperties
+def _decorator(*names): return lambda item: item
+use_kernel_forward_from_hub = use_kernelized_func = replace_kernel_forward_from_hub = _decorator
+register_kernel_mapping = use_kernel_mapping = get_kernel = kernelize = _decorator
+"""
+
+
 def test_a_foreign_kernels_package_lives_beside_ours(tmp_path: Path) -> None:
     """transformers probes for Hugging Face's `kernels`; ours must neither hide it nor be taken for it."""
     foreign = tmp_path / "kernels"
     foreign.mkdir()
-    names = "CUDAProperties = Device = LayerRepository = LocalLayerRepository = Mode = object\n"
-    (foreign / "__init__.py").write_text(f"__version__ = '0.18.2'\n{names}def __getattr__(name): return object\n")
+    (foreign / "__init__.py").write_text(FOREIGN)
     code = (
         "import kernels; assert kernels.__version__ == '0.18.2', kernels.__file__\n"
         "from transformers import CLIPModel\n"

@@ -1,0 +1,1 @@
+"""Measurements and the demonstration run: `python -m benchmarks.NAME`."""

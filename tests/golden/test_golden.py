@@ -1,0 +1,24 @@
+"""The losses of configs/debug.yaml are what they were: a change of arithmetic is a decision (`make golden`), not an accident."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the stored losses are those of x86-64 with AVX2")
+@pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="the stored losses are those of torch 2.13")
+def test_twenty_steps_are_exact() -> None:
+    spec = importlib.util.spec_from_file_location("renew", HERE / "renew.py")
+    assert spec is not None
+    assert spec.loader is not None
+    renew = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(renew)
+    assert renew.losses() == renew.LOSSES.read_text().splitlines()

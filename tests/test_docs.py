@@ -1,0 +1,101 @@
+"""What README and docs show is true: every example runs, every flag exists, every table is fresh.
+
+A `console` block is run, line by line, in an empty folder. An `sh` block needs a cluster: its configs and flags are
+parsed. `python tests/test_docs.py` rewrites the table of knobs.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain import config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MARK = "<!-- knobs: written by `make golden` -->\n"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    lines = [line for block in blocks(page, "console") for line in block.replace("\\\n", "").splitlines()]
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "console")], ids=lambda page: page.name)
+def test_console_examples_run(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    for command in commands(page):
+        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_cluster_examples_parse(page: Path) -> None:
+    from pretrain import runfile
+
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", "").splitlines():
+            words = shlex.split(line, comments=True)
+            if "train" in words and ("pretrain" in words):
+                path, *flags = words[words.index("train") + 1 :]
+                runfile.load(ROOT / path, flags)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_paths_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for path in re.findall(r"`((?:pretrain|kernels|tests|configs|docs|benchmarks|docker)/[\w./-]+\.\w+)`", page.read_text()):
+        assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+def knob_table() -> str:
+    lines = ["| knob | default | free | meaning |", "|---|---|---|---|"]
+    for section in (None, *[item for item in dataclasses.fields(config.Run) if isinstance(item.default, dataclasses._MISSING_TYPE)]):
+        owner = config.Run if section is None else section.default_factory  # type: ignore[union-attr]
+        if not dataclasses.is_dataclass(owner):
+            continue
+        meanings = described(owner.__name__)  # type: ignore[union-attr]
+        for item in dataclasses.fields(owner):
+            if item.name in meanings and item.default is not dataclasses.MISSING:
+                name = item.name if section is None else f"{section.name}.{item.name}"
+                free = "yes" if item.metadata.get("resume") == "free" else ""
+                default = "empty" if item.default == () else item.default
+                lines.append(f"| `{name}` | {default} | {free} | {meanings[item.name]} |")
+    return "\n".join(lines) + "\n"
+
+
+def described(section: str) -> dict[str, str]:
+    """The doc line under each attribute of a section of config.py."""
+    tree = ast.parse((ROOT / "pretrain" / "config.py").read_text())
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == section)
+    pairs = zip(body, body[1:], strict=False)
+    return {
+        ast.unparse(one.target): " ".join(ast.literal_eval(doc.value).split()).replace("|", "\\|")
+        for one, doc in pairs
+        if isinstance(one, ast.AnnAssign) and isinstance(doc, ast.Expr)
+    }
+
+
+def test_the_table_of_knobs_is_fresh() -> None:
+    assert (ROOT / "docs" / "config.md").read_text().split(MARK)[1] == knob_table(), "run `make golden`"
+
+
+if __name__ == "__main__":
+    page = ROOT / "docs" / "config.md"
+    page.write_text(page.read_text().split(MARK)[0] + MARK + knob_table())
