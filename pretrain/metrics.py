@@ -1,0 +1,190 @@
+"""What a run measures: how fast it goes, how long it waits for data, and the record of a logged step."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pretrain.values import Skip, StepReport
+from pretrain.world import World
+
+KEYS = (
+    *("step", "epoch", "samples", "loss", "terms", "lr", "logit_scale", "logit_bias", "grad_norm", "samples_per_s"),
+    *("step_s", "data_wait_s", "peak_memory_bytes", "skipped", "batch_digest"),
+)
+"""Keys of a record, in order: metrics.jsonl has exactly these."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Means over the steps since the last look."""
+
+    samples_per_s: float
+    """Pairs of all ranks."""
+    step_s: float
+    """Wall time per step, waiting included."""
+
+
+class Clock:
+    """Times windows of steps. Steps on a GPU return before they are done: look only after reading a result back."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._start = now()
+        self._steps, self._samples, self._waited = 0, 0, 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for the next batch."""
+        begin = self._now()
+        try:
+            yield
+        finally:
+            self._waited += self._now() - begin
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is not training (evaluating, saving), so that throughput does not fall with it."""
+        begin = self._now()
+        try:
+            yield
+        finally:
+            self._start += self._now() - begin
+
+    def step(self, samples: int, waited_s: float = 0.0) -> None:
+        """One optimizer step of `samples` pairs over all ranks was done.
+
+        Args:
+            waited_s: wait for its data, where the loader measures that itself.
+        """
+        self._steps += 1
+        self._samples += samples
+        self._waited += waited_s
+
+    @property
+    def data_wait_s(self) -> float:
+        """This rank's wait for data per step since the last look."""
+        return self._waited / max(self._steps, 1)
+
+    def look(self) -> Speed:
+        """Speed since the last look, and begin the next window."""
+        elapsed, steps = max(self._now() - self._start, 1e-9), max(self._steps, 1)
+        speed = Speed(self._samples / elapsed, elapsed / steps)
+        self._start, self._steps, self._samples, self._waited = self._now(), 0, 0, 0.0
+        return speed
+
+
+class Meter:
+    """Makes records of logged steps; every rank keeps one, because losses are means over ranks."""
+
+    def __init__(self, world: World, skipped: int = 0, now: Callable[[], float] = time.perf_counter) -> None:
+        """
+        Args:
+            skipped: samples replaced before this start of the run, over all ranks (`skipped` of the saved state).
+        """
+        self.world = world
+        self.clock = Clock(now)
+        self.skipped = skipped
+        self._untold = 0
+        self._skips: list[Skip] = []
+
+    def step(self, samples: int, skips: Sequence[Skip] = (), waited_s: float = 0.0) -> None:
+        """One optimizer step was done.
+
+        Args:
+            samples: pairs over all ranks.
+            skips: samples that had to be replaced among this rank's rows.
+            waited_s: this rank's wait for its batch, unless `clock.waiting()` surrounded it.
+        """
+        self.clock.step(samples, waited_s)
+        self._untold += len(skips)
+        self._skips += skips
+
+    def record(
+        self,
+        report: StepReport,
+        *,
+        step: int,
+        epoch: float,
+        samples: int,
+        lr: float,
+        batch_digest: str | None = None,
+    ) -> dict[str, Any]:
+        """The record of the step just done, with `KEYS`. All ranks call it: losses are averaged by one all-reduce.
+
+        Args:
+            step: optimizer steps done.
+            epoch: passes over the data done, with its fraction.
+            samples: pairs seen.
+            lr: learning rate of the step.
+        """
+        found = self._means(report)
+        self.skipped += round(found.pop("skipped") * self.world.size)
+        self._untold = 0
+        data_wait_s = found.pop("data_wait_s")
+        speed = self.clock.look()
+        norms = {name: found.pop(f"grad_norm/{name}") for name in ("total", "image", "text")}
+        values: dict[str, Any] = {
+            "loss": found.pop("loss"),
+            "logit_scale": found.pop("logit_scale"),
+            "logit_bias": found.pop("logit_bias", None),
+            "terms": {name.removeprefix("terms/"): value for name, value in found.items()},
+            "grad_norm": norms,
+        }
+        values |= {"step": step, "epoch": epoch, "samples": samples, "lr": lr, "batch_digest": batch_digest}
+        values |= {"samples_per_s": speed.samples_per_s, "step_s": speed.step_s, "data_wait_s": data_wait_s}
+        values |= {"peak_memory_bytes": peak_memory_bytes(self.world.device), "skipped": self.skipped}
+        return {key: values[key] for key in KEYS}
+
+    def take_skips(self) -> list[Skip]:
+        """Skips of all ranks since the last call, in sample order. All ranks call it; cheap where there are none."""
+        own, self._skips = self._skips, []
+        if not self.world.any(bool(own))[0]:
+            return []
+        return sorted((skip for skips in self.world.share(own) for skip in skips), key=lambda skip: skip.index)
+
+    def _means(self, report: StepReport) -> dict[str, float]:
+        """Means over ranks of everything on the device, in one all-reduce and one copy to the host."""
+        named: dict[str, Tensor | float] = {
+            "loss": report.loss,
+            "logit_scale": report.logit_scale,
+            "grad_norm/total": report.grad_norms.total,
+            "grad_norm/image": report.grad_norms.image,
+            "grad_norm/text": report.grad_norms.text,
+            **({} if report.logit_bias is None else {"logit_bias": report.logit_bias}),
+            **{f"terms/{name}": report.terms[name] for name in sorted(report.terms)},
+            "skipped": float(self._untold),
+            "data_wait_s": self.clock.data_wait_s,
+        }
+        device = report.loss.device
+        # fp64: a sum of W equal fp32 numbers divided by W is then that number again.
+        parts = [
+            torch.as_tensor(value, dtype=torch.float64).detach().reshape(()).to(device) for value in named.values()
+        ]
+        stacked = torch.stack(parts)
+        if self.world.size > 1:
+            dist.all_reduce(stacked)
+            stacked /= self.world.size
+        return dict(zip(named, stacked.tolist(), strict=True))
+
+
+def time_left_s(total_samples: int, samples: int, samples_per_s: float) -> float | None:
+    """Seconds to the end at this speed; None before there is one."""
+    return max(0, total_samples - samples) / samples_per_s if samples_per_s > 0 else None
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory this rank has used: allocated on its GPU, or resident in its process where it has none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
