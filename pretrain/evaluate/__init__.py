@@ -1,0 +1,138 @@
+"""What the trained encoders can do, on held-out shards and on all ranks. The file name is the task's name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from pretrain import checkpoint, config, model, named
+from pretrain.errors import UserError
+from pretrain.evaluate.base import Setting, Task
+from pretrain.world import World
+
+
+def names() -> list[str]:
+    """Every built-in task."""
+    return named.names(sys.modules[__name__])
+
+
+def find(name: str) -> Task:
+    """The module of a task; UserError where there is none."""
+    return cast("Task", named.module(sys.modules[__name__], name))
+
+
+def evaluate(
+    source: str | Path,
+    task: str,
+    *,
+    world: World,
+    average: bool | None = None,
+    data: tuple[str, ...] = (),
+    classes: str | Path | None = None,
+    batch_size: int = 256,
+    workers: int = 2,
+) -> dict[str, Any]:
+    """Measure a run's encoders and write RUN/eval/TASK_STEP.json. Collective.
+
+    Args:
+        source: run folder (its newest good checkpoint) or checkpoint folder.
+        task: a name of `names()`, or a module with a dot in its name.
+        world: the ranks that share the work.
+        average: whether to take the averaged weights; None: where there are any.
+        data: held-out shards; default: the run's data.eval.
+        classes: for zero_shot; default: classes.json beside the shards or in the folder above them.
+        batch_size: images or texts per rank and forward; changes no result beyond rounding.
+        workers: decoding processes per rank.
+
+    Returns:
+        The metrics after task, checkpoint, step, average and data, the same on every rank.
+
+    Raises:
+        UserError: source, task, data or classes cannot be used; the same on every rank.
+    """
+    started = time.monotonic()
+    with world.together(f"opening {source}"):
+        method = find(task)
+        folder = checkpoint.locate(source)
+        average = checkpoint.has_average(folder) if average is None else average
+        encoder = model.restore(folder, average, world.device)
+        held_out = _held_out(checkpoint.read_run(folder).data, data, workers)
+        classes = _classes(classes, held_out)
+    metrics = method.measure(_setting(encoder, held_out, world, batch_size, classes))
+    facts = {"task": task, "checkpoint": str(folder), "step": _step(folder), "average": average}
+    result = facts | {"data": list(held_out.eval), "world_size": world.size} | dict(metrics)
+    with world.together(f"writing the result of {task}"):
+        if world.is_main:
+            # A result of the plain weights must not hide the one of their average.
+            plain = "_plain" if checkpoint.has_average(folder) and not average else ""
+            path = folder.resolve().parent.parent / "eval" / f"{task}_{_step(folder):08d}{plain}.json"
+            _write(path, result | {"seconds": round(time.monotonic() - started, 3)})
+    return result
+
+
+def measure(
+    encoder: model.DualEncoder,
+    task: str,
+    held_out: config.Data,
+    world: World,
+    batch_size: int = 256,
+    classes: str | Path | None = None,
+) -> dict[str, Any]:
+    """The metrics of an encoder that is already here, for instance in training; it is put into evaluation mode meanwhile.
+
+    Collective; arguments, result and errors as with `evaluate`. Writes nothing.
+    """
+    with world.together(f"preparing {task}"):
+        method, found = find(task), _classes(classes, held_out)
+    training = encoder.training
+    encoder.eval()
+    try:
+        return dict(method.measure(_setting(encoder, held_out, world, batch_size, found)))
+    finally:
+        encoder.train(training)
+
+
+def _setting(
+    encoder: model.DualEncoder, held_out: config.Data, world: World, batch_size: int, classes: Path | None
+) -> Setting:
+    from pretrain.data import loader, tokenizer
+
+    with world.together("opening the held-out shards"):
+        tokenize = tokenizer.build(encoder.architecture.name)
+    batches = loader.eval_loader(held_out, world, encoder.image_spec, tokenize, batch_size)
+    return Setting(encoder, tokenize, batches, world, batch_size, classes)
+
+
+def _held_out(data: config.Data, override: tuple[str, ...], workers: int) -> config.Data:
+    shards = tuple(override) or data.eval
+    if data.source == "shards" and not shards:
+        raise UserError("data.eval is empty: name held-out shards with --data, or in the run's config")
+    return dataclasses.replace(data, source="shards" if override else data.source, eval=shards, workers=workers)
+
+
+def _classes(given: str | Path | None, data: config.Data) -> Path | None:
+    """classes.json as given, or beside the first held-out shard, or in the folder above; None where there is none."""
+    from pretrain.data.index import expand
+
+    if given is not None:
+        return Path(given)
+    if not data.eval:
+        return None
+    folder = Path(expand(data.eval, "data.eval")[0]).resolve().parent
+    return next((path for path in (folder / "classes.json", folder.parent / "classes.json") if path.is_file()), None)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.resolve().name.rpartition("_")[2])
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".{path.name}.{os.getpid()}")
+    temp.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(temp, path)

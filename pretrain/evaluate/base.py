@@ -1,0 +1,87 @@
+"""What an evaluation gets, and what it gives back. One file per task; its `measure` is found by the file's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pretrain.model import DualEncoder
+from pretrain.world import World
+
+Tokenize = Callable[[list[str]], Tensor]
+"""Texts -> [B, L] int64."""
+
+
+class EvalBatch(Protocol):
+    """Some of this rank's held-out samples."""
+
+    @property
+    def images(self) -> Tensor:
+        """[B, 3, H, W] uint8."""
+
+    @property
+    def captions(self) -> list[list[str]]:
+        """All captions of each sample."""
+
+    @property
+    def labels(self) -> list[int | None]:
+        """Class of each sample, where it has one."""
+
+    @property
+    def keys(self) -> Iterable[str]:
+        """Names, for messages."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything an evaluation needs on this rank."""
+
+    model: DualEncoder
+    tokenize: Tokenize
+    batches: Iterable[EvalBatch]
+    """This rank's part of the held-out samples; may be empty."""
+    world: World
+    batch_size: int = 256
+    """Texts per forward."""
+    classes: Path | None = None
+    """classes.json, for tasks that need one."""
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.model.architecture.towers["embed_dim"])
+
+    def images(self, batch: EvalBatch) -> Tensor:
+        """Features of a batch's images, [B, D] on the world's device."""
+        return self.model.encode_image(batch.images.to(self.world.device))
+
+    def texts(self, texts: list[str]) -> Tensor:
+        """Features of texts, [len(texts), D] on the world's device."""
+        parts = [
+            self.model.encode_text(self.tokenize(part).to(self.world.device)) for part in split(texts, self.batch_size)
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, self.width, device=self.world.device)
+
+    def share(self, total: int) -> range:
+        """This rank's consecutive part of `total` things."""
+        rank, size = self.world.rank, self.world.size
+        return range(rank * total // size, (rank + 1) * total // size)
+
+
+class Task(Protocol):
+    """A module of this package."""
+
+    @staticmethod
+    def measure(setting: Setting) -> Mapping[str, Any]:
+        """Metrics by name, the same on every rank; every rank calls it."""
+        ...
+
+
+def split(items: list[str], size: int) -> Iterator[list[str]]:
+    """Consecutive parts of `size`, the last possibly smaller."""
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,129 @@
+"""Zero-shot classification: an image belongs to the class whose prompts lie nearest.
+
+A class is the normalised mean of the normalised features of its name in every template (Radford et al. 2021, section
+3.1.4, arXiv:2103.00020; the formula of open_clip's build_zero_shot_classifier).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.errors import UserError
+from pretrain.evaluate import ops
+from pretrain.evaluate.base import EvalBatch, Setting, split
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Class names in the order of their labels, and templates with {} where the name goes."""
+
+    names: list[str]
+    templates: list[str]
+
+    def prompts(self, name: str) -> list[str]:
+        return [template.replace("{c}", "{}").replace("{}", name) for template in self.templates]
+
+    @staticmethod
+    def read(path: Path) -> Classes:
+        """Read {"names": [...], "templates": [...]}.
+
+        Raises:
+            UserError: the file is not of this form, or a template has no place for a name.
+        """
+        try:
+            found = json.loads(path.read_text())
+            classes = Classes(list(found["names"]), list(found["templates"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f'classes {path}: not readable as {{"names": [...], "templates": [...]}} ({error!r})'
+            ) from None
+        for template in classes.templates:
+            if "{}" not in template and "{c}" not in template:
+                raise UserError(f"classes {path}: template {template!r} has no {{}} where the name goes")
+        if not classes.names or not classes.templates:
+            raise UserError(f"classes {path}: names and templates must not be empty")
+        return classes
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Accuracy on this world's held-out samples: top1, top5 (of more than 5 classes), mean over classes, each class.
+
+    Equal scores count as a fair guess among them. Collective.
+
+    Raises:
+        UserError: there is no classes.json, or a sample has no label or one without a name.
+    """
+    with setting.world.together("reading the classes"):
+        if setting.classes is None:
+            raise UserError(
+                "zero_shot needs classes.json beside the shards' folder; put it there or name it with --classes"
+            )
+        classes = Classes.read(setting.classes)
+    weights = classifier(setting, classes)
+    counts = torch.zeros(len(classes.names), 3, dtype=torch.float64)
+    with setting.world.together("classifying held-out samples"), torch.inference_mode():
+        for batch in setting.batches:
+            labels = torch.tensor(_labels(batch, len(classes.names)), dtype=torch.int64)
+            counts.index_add_(0, labels, hits(setting.images(batch), weights, labels.to(weights.device)).cpu())
+    totals = setting.world.gather_rows(counts[None]).sum(0)
+    return _metrics(totals, classes.names)
+
+
+def classifier(setting: Setting, classes: Classes) -> Tensor:
+    """[C, D] fp32 on the world's device, unit norm; the ranks share the work. Collective."""
+    own = setting.share(len(classes.names))
+    parts = [torch.empty(0, setting.width)]
+    with setting.world.together("encoding the classes"), torch.inference_mode():
+        for names in split([classes.names[n] for n in own], max(1, setting.batch_size // len(classes.templates))):
+            features = setting.texts([prompt for name in names for prompt in classes.prompts(name)])
+            mean = features.reshape(len(names), len(classes.templates), -1).mean(1)
+            parts.append(F.normalize(mean, dim=-1).cpu())
+    return setting.world.gather_rows(torch.cat(parts)).to(setting.world.device)
+
+
+def hits(images: Tensor, weights: Tensor, labels: Tensor) -> Tensor:
+    """What each sample adds to the counts.
+
+    Args:
+        images: [B, D] unit norm.
+        weights: [C, D] unit norm.
+        labels: [B] int64.
+
+    Returns:
+        [B, 3] fp64: 1, top-1 hit, top-5 hit; fractions where scores are equal.
+    """
+    scores = ops.rounded_scores(images, weights)
+    own = scores.gather(1, labels[:, None])
+    greater, equal = (scores > own).sum(1), (scores == own).sum(1)
+    standing = ops.Standing(greater, equal - 1, torch.ones_like(equal))
+    return torch.stack([torch.ones_like(own[:, 0]).double(), standing.recall(1), standing.recall(5)], 1)
+
+
+def _labels(batch: EvalBatch, num_classes: int) -> list[int]:
+    for label, key in zip(batch.labels, batch.keys, strict=True):
+        if label is None:
+            raise UserError(f"{key} has no label, which zero_shot needs: put an integer 'label' into its json member")
+        if not 0 <= label < num_classes:
+            raise UserError(f"{key} has label {label}, but classes.json names 0 to {num_classes - 1}")
+    return [label for label in batch.labels if label is not None]
+
+
+def _metrics(totals: Tensor, names: list[str]) -> dict[str, Any]:
+    samples, top1, top5 = totals.sum(0).tolist()
+    if not samples:
+        raise UserError("there are no held-out samples: check data.eval")
+    seen = totals[:, 0] > 0
+    each = totals[:, 1] / totals[:, 0].clamp(min=1)
+    found: dict[str, Any] = {"samples": int(samples), "classes": len(names), "top1": top1 / samples}
+    if len(names) > 5:
+        found["top5"] = top5 / samples
+    found["mean_per_class"] = float(each[seen].mean())
+    found["per_class"] = {name: float(value) for name, value, known in zip(names, each, seen, strict=True) if known}
+    return found
