@@ -1,0 +1,103 @@
+"""open_clip's tokenizers, with their memory bounded and what they cut off counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from pretrain.compat import open_clip
+from pretrain.errors import UserError
+
+PROBE = (
+    "",
+    "a photo of a cat.",
+    "A Diagram, with PUNCTUATION; and 1234 numbers & <b>html</b> &amp; entities",
+    "naïve café, 北京, Привет, emoji 🙂, ligature ﬁ",
+    "one very long caption " * 40,
+)
+_CACHED_WORDS = 100_000
+"""About 20 MB per process."""
+
+
+class Tokenizer:
+    """Texts to [B, L] int64 token ids, exactly as open_clip's own tokenizer gives them.
+
+    Args:
+        tokenize: an open_clip tokenizer.
+        context_length: L.
+    """
+
+    def __init__(self, tokenize: Any, context_length: int) -> None:
+        self._tokenize, self.context_length = tokenize, context_length
+        if isinstance(getattr(tokenize, "cache", None), dict):
+            tokenize.cache = _BoundedCache(tokenize.cache, _CACHED_WORDS)
+        self._pad = int(self._ids([""], context_length)[0, -2])
+        self.fingerprint: str = xxhash.xxh3_128_hexdigest(self(list(PROBE)).numpy().tobytes())
+        """Of the ids of a fixed list of texts: two tokenizers that differ in use differ here."""
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """[B, L] int64, padded, or cut after L tokens."""
+        return self._ids(texts, self.context_length)
+
+    def truncated(self, texts: list[str], tokens: Tensor) -> int:
+        """How many of the texts did not fit.
+
+        Args:
+            texts: B of them.
+            tokens: [B, L] what a call made of them.
+        """
+        full = [text for text, row in zip(texts, tokens, strict=True) if self._length(row) == self.context_length]
+        if not full:
+            return 0
+        longer = self._ids(full, self.context_length + 1)
+        return sum(self._length(row) > self.context_length for row in longer)
+
+    def _ids(self, texts: list[str], context_length: int) -> Tensor:
+        return self._tokenize(texts, context_length=context_length).to(torch.int64)
+
+    def _length(self, row: Tensor) -> int:
+        return int((row != self._pad).sum())
+
+
+def build(model_name: str, context_length: int | None = None) -> Tokenizer:
+    """The tokenizer of a model.
+
+    Args:
+        model_name: an open_clip model's name, 'hf-hub:ORG/REPO' or 'local-dir:FOLDER'.
+        context_length: tokens of a text; default: the model's.
+
+    Raises:
+        UserError: there is no such model, its tokenizer cannot be fetched, or it cuts texts at random.
+    """
+    if ":" not in model_name and open_clip.get_model_config(model_name) is None:
+        raise UserError(f"model.name {model_name!r} is no open_clip model; open_clip.list_models() names them")
+    try:
+        made = open_clip.get_tokenizer(model_name, context_length=context_length)
+    except (OSError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model.name {model_name!r}: its tokenizer cannot be loaded, fetch it first: {reason}"
+        ) from None
+    if getattr(made, "reduction_fn", None) is not None:
+        raise UserError(f"model.name {model_name!r}: its tokenizer drops words at random; remove reduction_mask")
+    return Tokenizer(made, made.context_length)
+
+
+class _BoundedCache(dict[str, str]):
+    """The word cache of open_clip's BPE, which otherwise grows with every distinct word for ever."""
+
+    def __init__(self, special: dict[str, str], limit: int) -> None:
+        super().__init__(special)
+        self._special, self._limit = dict(special), limit
+
+    def __setitem__(self, word: str, pieces: str) -> None:
+        if len(self) >= self._limit:
+            self.clear()
+            self.update(self._special)
+        super().__setitem__(word, pieces)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _BoundedCache, (self._special, self._limit)
