@@ -1,4 +1,4 @@
-"""Which model a config names: the open_clip description of both towers, and the image preprocessing that belongs to it."""
+"""Which model a config names: open_clip's description of both towers, and the preprocessing that belongs to it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def find(model: config.Model) -> Architecture:
     name = register(model.name)
     towers = open_clip.get_model_config(name)
     if "multimodal_cfg" in towers:
-        raise UserError(f"model.name {model.name} has a captioning decoder, which no contrastive objective trains: take a name without coca")
+        raise UserError(
+            f"model.name {model.name} has a captioning decoder, which no objective here trains: take one without coca"
+        )
     towers["quick_gelu"] = bool(towers.get("quick_gelu")) or model.quick_gelu
     preprocess = asdict(open_clip.transform.PreprocessCfg())
     return Architecture(name, towers, preprocess | {"size": image_size(towers)})
@@ -65,12 +67,14 @@ def register(name: str) -> str:
     if name in open_clip.list_models():
         return name
     if ":" in name:
-        raise UserError(f"model.name {name}: name the architecture here and put the weights' folder, file or tag in model.pretrained")
+        raise UserError(f"model.name {name}: name the architecture here, and the weights in model.pretrained")
     known = sorted({*open_clip.list_models(), *(item.stem for item in SHIPPED.glob("*.json"))})
     folded = {item.casefold().replace("_", "-").replace("/", "-"): item for item in known}
     near = difflib.get_close_matches(name.casefold().replace("_", "-").replace("/", "-"), folded, 3, 0.5)
     nearest = ", ".join(folded[item] for item in near) or ", ".join(known[:5]) + ", ..."
-    raise UserError(f"model.name {name!r} is neither an open_clip model nor a JSON in configs/models; nearest: {nearest}")
+    raise UserError(
+        f"model.name {name!r} is neither an open_clip model nor a JSON in configs/models; nearest: {nearest}"
+    )
 
 
 def image_size(towers: Mapping[str, Any]) -> tuple[int, int]:
@@ -115,5 +119,7 @@ def _read(path: Path) -> dict[str, Any]:
     # open_clip picks the tokenizer of a model called *siglip* by that name, and downloads it; the same weights
     # exported would then come back with another tokenizer.
     if "siglip" in path.stem.lower() and not towers["text_cfg"].get("hf_tokenizer_name"):
-        raise UserError(f"model.name {path}: a model called siglip needs text_cfg.hf_tokenizer_name; add it, or rename the file")
+        raise UserError(
+            f"model.name {path}: a model called siglip needs text_cfg.hf_tokenizer_name; add it, or rename the file"
+        )
     return copy.deepcopy(towers)

@@ -1,7 +1,7 @@
-"""The one place that imports open_clip, because a CPU build of torch next to a CUDA build of torchvision breaks that import.
+"""The one place that imports open_clip: torch and torchvision of different builds (one CPU, one CUDA) break that import.
 
-torchvision attaches a shape function to its own operators `nms` and `qnms` when it is imported. Their schemas come from its
-compiled library, which does not load against a torch of another build, and the import ends with "operator
+torchvision attaches shape functions to its own operators `nms` and `qnms` when it is imported. Their schemas come from
+its compiled library, which does not load against a torch of another build, and the import ends with "operator
 torchvision::nms does not exist". Nothing here uses these operators: declaring their schemas, without an implementation,
 is enough for the rest of torchvision (image transforms) to work. Where the compiled library loads, nothing is declared.
 

@@ -65,7 +65,9 @@ def text_groups(towers: nn.Module) -> Groups:
     """Parameter groups of the text tower, native (inside or beside the model) or Hugging Face."""
     text = getattr(towers, "text", None)
     if text is None:
-        return _by_layers(towers, "", towers.transformer.resblocks, "transformer.resblocks", "text_projection", _is_text)
+        return _by_layers(
+            towers, "", towers.transformer.resblocks, "transformer.resblocks", "text_projection", _is_text
+        )
     if hasattr(text.transformer, "resblocks"):
         return _by_layers(text, "text.", text.transformer.resblocks, "transformer.resblocks", "text_projection")
     path, layers = _layer_list(text.transformer)
@@ -79,7 +81,9 @@ def is_norm(module: nn.Module) -> bool:
 
 def _kept(groups: Groups, unlocked: int, knob: str) -> Groups:
     if not 0 <= unlocked <= len(groups):
-        raise UserError(f"{knob} {unlocked} exceeds the {len(groups)} groups of this tower; lower it, or do not lock the tower")
+        raise UserError(
+            f"{knob} {unlocked} exceeds the {len(groups)} groups of this tower; lower it, or do not lock the tower"
+        )
     return groups[: len(groups) - unlocked]
 
 
@@ -109,7 +113,9 @@ def _timm_groups(trunk: nn.Module, prefix: str) -> Groups:
     from timm.models import group_parameters
 
     if not hasattr(trunk, "group_matcher"):
-        raise UserError(f"model.lock_image: timm's {type(trunk).__name__} does not say which layers it has; train the tower, or take another")
+        raise UserError(
+            f"model.lock_image: timm's {type(trunk).__name__} does not tell its layers; train the tower, or take another"
+        )
     found: dict[int, list[str]] = group_parameters(trunk, trunk.group_matcher(coarse=False))
     return [[prefix + name for name in found[key]] for key in sorted(found)]
 
@@ -146,14 +152,18 @@ def _position(name: str, path: str, depth: int, projection: str | None) -> int:
     if projection and re.match(rf"{projection}(\.|$)", name):
         return depth + 1
     # Names of what runs behind the layers: final norms and poolers, of open_clip and of transformers.
-    return depth if re.match(r"(.*\.)?(ln_post|ln_final|attn_pool|final_layer_norm|pooler|norm|layernorm)\.", name) else 0
+    return (
+        depth if re.match(r"(.*\.)?(ln_post|ln_final|attn_pool|final_layer_norm|pooler|norm|layernorm)\.", name) else 0
+    )
 
 
 def _layer_list(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
     """Path and layers of a Hugging Face encoder: its longest list of modules, the outermost where several are equal."""
     lists = [(path, module) for path, module in trunk.named_modules() if isinstance(module, nn.ModuleList)]
     if not lists:
-        raise UserError(f"model.lock_text: {type(trunk).__name__} has no list of layers; train the tower, or take another")
+        raise UserError(
+            f"model.lock_text: {type(trunk).__name__} has no list of layers; train the tower, or take another"
+        )
     return max(lists, key=lambda item: (len(item[1]), -item[0].count(".")))
 
 

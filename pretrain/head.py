@@ -1,4 +1,4 @@
-"""Where the learned scale and bias start and how high the scale may rise: the objective's word, a checkpoint's, the user's."""
+"""Where the learned scale and bias start, and how high the scale may rise."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Head:
 
 
 def choose(model: config.Model, objectives: Sequence[Wanted], loaded: weights.Head | None) -> Head:
-    """Start of scale and bias: what the config says, else what was loaded where it fits the objective, else the objective's.
+    """Start of scale and bias: the config's, else what was loaded where it fits the objective, else the objective's.
 
     A checkpoint without a bias does not fit an objective with one: its scale was learned by a softmax. The first
     objective that has a bias speaks for all of them, or else the first; the lowest ceiling counts.
@@ -105,7 +105,7 @@ def _under_users_ceiling(model: config.Model, maximum: float, head: Head) -> Hea
     if head.log_scale <= ceiling:
         return Head(head.log_scale, head.bias, ceiling)
     if model.logit_scale is not None:
-        raise UserError(f"model.logit_scale {model.logit_scale} exceeds model.logit_scale_max {maximum}: raise one or lower the other")
+        raise UserError(f"model.logit_scale {model.logit_scale} exceeds model.logit_scale_max {maximum}: change one")
     log.warning("model.logit_scale_max %.4g lowers the logit scale from %.4g", maximum, math.exp(head.log_scale))
     return Head(ceiling, head.bias, ceiling)
 

@@ -20,7 +20,6 @@ from pretrain.errors import UserError
 from pretrain.head import Head, Wanted, choose
 from pretrain.values import Features
 
-
 Tower = Literal["image", "text", "head"]
 
 
@@ -162,7 +161,9 @@ def restore(folder: Path, average: bool, device: torch.device) -> DualEncoder:
     try:
         towers.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"{folder} does not fit model.name {model.name}, whose description has changed: {error}") from error
+        raise UserError(
+            f"{folder} does not fit model.name {model.name}, whose description has changed: {error}"
+        ) from error
     return DualEncoder(towers, described, model.precision).to(device).eval()
 
 
@@ -179,4 +180,6 @@ def _towers(described: Architecture, has_bias: bool, fresh: bool) -> nn.Module:
         return kind(**options)
     except (TypeError, ValueError, AssertionError, KeyError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"model.name {described.name}: open_clip cannot build it ({type(error).__name__}: {reason})") from error
+        raise UserError(
+            f"model.name {described.name}: open_clip cannot build it ({type(error).__name__}: {reason})"
+        ) from error

@@ -42,11 +42,13 @@ def _text_switch(text: nn.Module) -> Callable[[], object]:
 
 def _switch(name: str, tower: nn.Module, switch: Callable[[], object]) -> None:
     kind = type(getattr(tower, "trunk", tower)).__name__
-    refusal = f"model.grad_checkpointing: the {name} tower ({kind}) does not support it; turn it off or take another model"
+    refusal = (
+        f"model.grad_checkpointing: the {name} tower ({kind}) does not support it; turn it off or take another model"
+    )
     if any(getattr(module, "running_mean", None) is not None and _trains(module) for module in tower.modules()):
         raise UserError(
-            f"model.grad_checkpointing: the {name} tower ({kind}) has batch norms, whose running statistics a recomputed "
-            f"forward would update twice; turn it off, lock the tower, or take another model"
+            f"model.grad_checkpointing: the {name} tower ({kind}) has batch norms, whose running statistics a "
+            f"recomputed forward would update twice; turn it off, lock the tower, or take another model"
         )
     try:
         switch()

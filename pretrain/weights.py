@@ -63,12 +63,14 @@ def origin(model: config.Model, towers: Mapping[str, Any]) -> Origin | None:
     if is_native and found.quick_gelu not in (None, towers["quick_gelu"]):
         fix = "set model.quick_gelu: true" if found.quick_gelu else "take the model without QuickGELU"
         had, has = ("QuickGELU", "GELU") if found.quick_gelu else ("GELU", "QuickGELU")
-        raise UserError(f"model.pretrained {found.where} was trained with {had} but model.name {model.name} computes {has}: {fix}")
+        raise UserError(
+            f"model.pretrained {found.where} was trained with {had} but model.name {model.name} computes {has}: {fix}"
+        )
     return found
 
 
 def load(towers: nn.Module, found: Origin, name: str) -> Head:
-    """Put the weights into the towers, every one of them, and tell the scale and bias they came with, which are not loaded.
+    """Put all weights into the towers but scale and bias, which are returned.
 
     Args:
         towers: open_clip's CLIP or CustomTextCLIP, on the CPU.
@@ -155,7 +157,7 @@ def _download(tag: dict[str, Any], where: str) -> Path:
     except Exception as error:  # whatever the network and the hub's client raise; none of it is ours to fix
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"model.pretrained {where} could not be downloaded ({reason}): check the network, or give the path of a file"
+            f"model.pretrained {where} could not be downloaded ({reason}): check the network, or give a file"
         ) from error
 
 
@@ -169,11 +171,13 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         stored = load_file(path) if path.suffix in SAFE else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load and safetensors each raise half a dozen kinds for one cause: a bad file
         raise UserError(
-            f"model.pretrained {path} holds more than tensors, or is damaged ({type(error).__name__}); nothing in it was run: "
-            f"save the state_dict alone, best as .safetensors"
+            f"model.pretrained {path} holds more than tensors, or is damaged ({type(error).__name__}); nothing in it "
+            f"was run: save the state_dict alone, best as .safetensors"
         ) from error
     if not isinstance(stored, Mapping):
-        raise UserError(f"model.pretrained {path} holds a {type(stored).__name__}, not a state_dict; save the state_dict alone")
+        raise UserError(
+            f"model.pretrained {path} holds a {type(stored).__name__}, not a state_dict; save the state_dict alone"
+        )
     return stored
 
 

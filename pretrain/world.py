@@ -61,6 +61,21 @@ class World:
         dist.all_gather_object(items, item)
         return items
 
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """[n, ...] of every rank, below each other in rank order; n may differ between ranks, or be 0.
+
+        Args:
+            rows: on the CPU; the dtype and the other sizes are the same on every rank.
+        """
+        if self.size == 1:
+            return rows
+        counts = self.share(len(rows))
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag whether it holds on some rank: the same answers on all of them, by one small CPU all-reduce."""
         if self.size == 1:

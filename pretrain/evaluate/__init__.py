@@ -83,7 +83,7 @@ def measure(
     batch_size: int = 256,
     classes: str | Path | None = None,
 ) -> dict[str, Any]:
-    """The metrics of an encoder that is already here, for instance in training; it is put into evaluation mode meanwhile.
+    """The metrics of an encoder that is already here, for instance in training; in evaluation mode meanwhile.
 
     Collective; arguments, result and errors as with `evaluate`. Writes nothing.
     """
