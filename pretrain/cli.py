@@ -51,7 +51,9 @@ def run(argv: list[str]) -> int:
 def _overview() -> str:
     lines = [f"pretrain {__version__}: pretraining of CLIP and SigLIP style dual encoders", ""]
     lines += [f"  pretrain {verb:9} {what}" for verb, what in VERBS.items()]
-    return "\n".join([*lines, "", "pretrain VERB --help tells its options. Exit codes: 0 done, 2 your mistake, 85 restart me."])
+    return "\n".join(
+        [*lines, "", "pretrain VERB --help tells its options. Exit codes: 0 done, 2 your mistake, 85 restart me."]
+    )
 
 
 def _tell(line: str) -> None:

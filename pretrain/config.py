@@ -1,6 +1,6 @@
 """Every knob of a run, on one page: frozen dataclasses that nothing writes to after start.
 
-`runfile.load` reads a run from a YAML file and flags; `problems` is the one place for rules that span several knobs.
+`runfile.load` reads a run from a YAML file and flags; rules.py holds what a type cannot state.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pretrain import rules
 from pretrain.errors import UserError
 
 
 def free(default: Any) -> Any:
-    """A knob that may change when a run goes on in its folder: it changes no result, only where, when or what is told."""
+    """A knob that may change when a run goes on: it changes no result, only where, when or what is told."""
     return field(default=default, metadata={"resume": "free"})
 
 
@@ -63,11 +64,11 @@ class Model:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the towers (bf16 = autocast); the loss is fp32 in either case."""
     logit_scale: float | None = None
-    """Start of the learned scale, as the factor itself (14.3, not ln 14.3); default: the objective's, or the checkpoint's."""
+    """Start of the learned scale, the factor itself (14.3, not ln 14.3); default: the objective's or checkpoint's."""
     logit_bias: float | None = None
     """Start of the learned bias; default: the objective's, or the checkpoint's."""
     logit_scale_max: float | None = None
-    """Ceiling of the learned scale; default: the objective's, raised to a loaded checkpoint's value where that is larger."""
+    """Ceiling of the learned scale; default: the objective's, or a loaded checkpoint's value where that is larger."""
     lock_image: bool = False
     """Freeze the image tower (LiT)."""
     lock_image_unlocked_groups: int = 0
@@ -186,57 +187,13 @@ class Run:
     log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:
-        for problem in problems(self):
+        for problem in rules.problems(self):
             raise UserError(problem)
 
     @property
     def path(self) -> Path:
         """The run folder."""
         return Path(self.folder) / self.name
-
-
-def problems(run: Run) -> list[str]:
-    """Every rule that takes more than one field, or more than a type, to state. One sentence each."""
-    data, optim, train, save = run.data, run.optim, run.train, run.checkpoint
-    rules = [
-        (data.source == "shards" and not data.train, "data.train is empty: name shards, or set data.source: synthetic"),
-        (data.workers < 0, f"data.workers {data.workers} is negative: 0 decodes in the training process"),
-        (data.prefetch < 1, f"data.prefetch {data.prefetch} must be at least 1"),
-        (data.shuffle_window < 1, f"data.shuffle_window {data.shuffle_window} must be at least 1 sample"),
-        (not 0 < data.crop_scale[0] <= data.crop_scale[1] <= 1, f"data.crop_scale {data.crop_scale} must rise within (0, 1]"),
-        (not 0 < data.crop_ratio[0] <= data.crop_ratio[1], f"data.crop_ratio {data.crop_ratio} must rise and be positive"),
-        (not 0 <= data.max_bad <= 1, f"data.max_bad {data.max_bad} is a share: between 0 and 1"),
-        (data.synthetic_samples < 1, f"data.synthetic_samples {data.synthetic_samples} must be at least 1"),
-        (run.model.logit_scale is not None and run.model.logit_scale <= 0, f"model.logit_scale {run.model.logit_scale} must be positive: it is the factor itself, not its logarithm"),
-        (run.model.logit_scale_max is not None and run.model.logit_scale_max <= 0, f"model.logit_scale_max {run.model.logit_scale_max} must be positive"),
-        (run.model.lock_image_unlocked_groups > 0 and not run.model.lock_image, "model.lock_image_unlocked_groups needs model.lock_image: true"),
-        (run.model.lock_text_unlocked_layers > 0 and not run.model.lock_text, "model.lock_text_unlocked_layers needs model.lock_text: true"),
-        (run.model.lock_image and run.model.lock_text and not run.model.lock_image_unlocked_groups + run.model.lock_text_unlocked_layers, "model.lock_image and model.lock_text leave nothing to train: unlock one, or some of its last layers"),
-        (optim.lr <= 0, f"optim.lr {optim.lr} must be positive"),
-        (not all(0 <= beta < 1 for beta in optim.betas), f"optim.betas {optim.betas} must lie in [0, 1)"),
-        (optim.eps <= 0, f"optim.eps {optim.eps} must be positive"),
-        (optim.weight_decay < 0, f"optim.weight_decay {optim.weight_decay} must not be negative"),
-        (not 0 <= optim.lr_end <= optim.lr, f"optim.lr_end {optim.lr_end} must lie between 0 and optim.lr {optim.lr}"),
-        (optim.clip_norm is not None and optim.clip_norm <= 0, f"optim.clip_norm {optim.clip_norm} must be positive; leave it out for no clipping"),
-        (optim.ema_decay is not None and not 0 < optim.ema_decay < 1, f"optim.ema_decay {optim.ema_decay} must lie in (0, 1); leave it out for no average"),
-        (optim.warmup_samples < 0, f"optim.warmup_samples {optim.warmup_samples} must not be negative"),
-        (optim.schedule == "wsd" and optim.decay_samples <= 0, "optim.schedule wsd needs optim.decay_samples, the length of its final decay"),
-        (optim.schedule != "wsd" and optim.decay_samples != 0, f"optim.decay_samples belongs to schedule wsd, not {optim.schedule}"),
-        ((train.samples is None) == (train.epochs is None), f"give one of train.samples ({train.samples}) and train.epochs ({train.epochs})"),
-        ((train.samples or train.epochs or 1) <= 0, "train.samples or train.epochs must be positive"),
-        (train.samples is not None and optim.warmup_samples + optim.decay_samples > train.samples, f"optim.warmup_samples {optim.warmup_samples} + optim.decay_samples {optim.decay_samples} exceed train.samples {train.samples}"),
-        (train.global_batch < 1, f"train.global_batch {train.global_batch} must be at least 1"),
-        (train.micro_batch is not None and train.micro_batch < 1, f"train.micro_batch {train.micro_batch} must be at least 1"),
-        (train.timeout_s <= 0, f"train.timeout_s {train.timeout_s} must be positive"),
-        (train.threads is not None and train.threads < 1, f"train.threads {train.threads} must be at least 1"),
-        (save.keep_last < 1, f"checkpoint.keep_last {save.keep_last} must be at least 1"),
-        (save.every_steps is not None and save.every_steps < 1, f"checkpoint.every_steps {save.every_steps} must be at least 1"),
-        (save.every_minutes is not None and save.every_minutes <= 0, f"checkpoint.every_minutes {save.every_minutes} must be positive; leave it out to save by steps only"),
-        (save.milestone_steps is not None and save.milestone_steps < 1, f"checkpoint.milestone_steps {save.milestone_steps} must be at least 1"),
-        (run.log.every_steps < 1, f"log.every_steps {run.log.every_steps} must be at least 1"),
-        (not run.name or "/" in run.name or run.name in (".", ".."), f"name {run.name!r} must be a plain folder name; folder says where it is made"),
-    ]  # fmt: skip
-    return [text for broken, text in rules if broken]
 
 
 def check_world(run: Run, world_size: int) -> None:
@@ -252,8 +209,12 @@ def check_world(run: Run, world_size: int) -> None:
         raise UserError(f"train.global_batch {batch} is not a multiple of {world_size} ranks; nearest: {near}")
     if micro is not None and (micro > batch // world_size or (batch // world_size) % micro):
         share = batch // world_size
-        fits = ", ".join(str(n) for n in range(share, 0, -1) if share % n == 0 and n <= max(micro, 1))[:40] or str(share)
-        raise UserError(f"train.micro_batch {micro} does not divide the {share} pairs of each of {world_size} ranks; try {fits}")
+        fits = ", ".join(str(n) for n in range(share, 0, -1) if share % n == 0 and n <= max(micro, 1))[:40] or str(
+            share
+        )
+        raise UserError(
+            f"train.micro_batch {micro} does not divide the {share} pairs of each of {world_size} ranks; try {fits}"
+        )
 
 
 def changes(old: Run, new: Run) -> list[str]:

@@ -109,7 +109,13 @@ def _nearest(name: str, known: dict[str, Any]) -> str:
     leaf = {knob.rpartition(".")[2]: knob for knob in reversed(known)}
     words = difflib.get_close_matches(name.rpartition(".")[2], leaf, 1, 0.7)
     close = difflib.get_close_matches(name, list(known), 1, 0.8)
-    return (close or [leaf[word] for word in words] or same_section or [k for k in known if k.startswith(name)] or list(known))[0]
+    return (
+        close
+        or [leaf[word] for word in words]
+        or same_section
+        or [k for k in known if k.startswith(name)]
+        or list(known)
+    )[0]
 
 
 def _knobs(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

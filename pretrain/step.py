@@ -1,4 +1,4 @@
-"""One optimizer step's forward and backward: the plain one, and the cached-feature one for batches larger than memory."""
+"""Forward and backward of one optimizer step: the plain form, and the cached-feature form for what exceeds memory."""
 
 from __future__ import annotations
 

@@ -5,11 +5,11 @@ Everything that happens once, or once in a while, is a method below `fit`, calle
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import os
 import time
+from functools import cached_property
 
 import torch
 
@@ -18,16 +18,17 @@ from pretrain.checkpoint import State
 from pretrain.config import Run, check_world
 from pretrain.data import tokenizer
 from pretrain.data.loader import Loader, combine, row_digests, train_loader
+from pretrain.data.reader import open_source
 from pretrain.ema import Average
 from pretrain.errors import Stopped, UserError
 from pretrain.metrics import Meter
-from pretrain.model import DualEncoder, build
+from pretrain.model import build
 from pretrain.signals import StopRequest
-from pretrain.sinks import open_sinks
+from pretrain.sinks import Sinks, open_sinks
 from pretrain.values import Batch, Features, StepReport, Terms
 from pretrain.world import World, join
 
-log = logging.getLogger("pretrain")
+log = logging.getLogger(__name__)
 
 
 def train(run: Run) -> None:
@@ -39,7 +40,7 @@ def train(run: Run) -> None:
     """
     with StopRequest() as stop, join(run.train.timeout_s) as world:
         check_world(run, world.size)
-        use_threads(run, world)
+        use_threads(run)
         checkpoint.claim(run.path, run, world, runfile.dump(run))
         training = Training(run, world)
         training.restore()
@@ -51,28 +52,32 @@ class Training:
 
     def __init__(self, run: Run, world: World) -> None:
         self.run, self.world = run, world
-        self.step_number, self.saved_at, self.saved_time = 0, 0, time.monotonic()
-        seed.seed_everything(run.seed, rank=0)  # the same weights on every rank
-        with world.together("building the model and the objective"):
+        self.step, self.skipped, self.saved_at = 0, 0, time.monotonic()
+        with world.together("building the run"):
+            self.source = open_source(run.data, "train")
             self.objectives = [objectives.find(choice.name)(choice.options) for choice in run.objective]
-            self.model: DualEncoder = build(run.model, self.objectives, run.seed, world.device)
-            self.tokenize = tokenizer.build(run.model.name)
-        self.exchange = exchange.find(run.exchange, world.size)(world.rank, world.size)
+            self.model = build(run.model, self.objectives, run.seed, world.device)
+            self.tokenize = tokenizer.build(self.model.architecture.name)
+            self.exchange = exchange.find(run.exchange, world.size)(world.rank, world.size)
         self.engine = engines.find(run.engine, world.size)(self.model, run.optim, world)
-        self.average = Average(self.model, run.optim.ema_decay) if run.optim.ema_decay is not None else None
+        self.average = Average(self.model.towers, run.optim.ema_decay) if run.optim.ema_decay is not None else None
+        seed.seed_everything(run.seed, world.rank)
 
     def fit(self, stop: StopRequest) -> None:
         """Every remaining step."""
-        with self.open_loader() as loader, open_sinks(self.run, self.world) as sinks:
+        with self.loader() as loader, self.sinks() as sinks:
+            meter = Meter(self.world, self.skipped)
             for batch in loader:
-                lr = optim.learning_rate(self.run.optim, self.samples, self.total_samples)
+                lr = optim.learning_rate(self.run.optim, self.samples, self.total_samples, self.run.train.global_batch)
                 terms, features = self.forward_backward(batch)
-                grad_norms = self.engine.step(lr, self.run.optim.clip_norm)
+                norms = self.engine.step(lr, self.run.optim.clip_norm)
                 if self.average is not None:
-                    self.average.update(self.model)
-                self.step_number += 1
-                self.tell(sinks, loader, batch, StepReport.of(terms, features, grad_norms), lr)
-                self.save_or_stop(stop)
+                    self.average.update(self.model.towers)
+                self.step += 1
+                meter.step(self.run.train.global_batch, batch.skips, loader.take_wait())
+                if self.step % self.run.log.every_steps == 0 or self.samples == self.total_samples:
+                    self.tell(sinks, meter, batch, StepReport.of(terms, features, norms), lr)
+                self.save_or_stop(stop, sinks)
 
     def forward_backward(self, batch: Batch) -> tuple[Terms, Features]:
         """The plain step where a rank's rows fit in memory, the cached-feature step where they do not."""
@@ -84,54 +89,61 @@ class Training:
     @property
     def samples(self) -> int:
         """Samples seen by all ranks: the whole state of the data order, and the x axis of every curve."""
-        return self.step_number * self.run.train.global_batch
+        return self.step * self.run.train.global_batch
 
-    @property
+    @cached_property
     def total_samples(self) -> int:
         """Length of the run, in whole steps."""
-        asked = self.run.train.samples or math.ceil((self.run.train.epochs or 0) * self.data.samples_per_epoch)
-        return max(1, math.ceil(asked / self.run.train.global_batch)) * self.run.train.global_batch
+        asked = self.run.train.samples or math.ceil((self.run.train.epochs or 0) * len(self.source))
+        return math.ceil(asked / self.run.train.global_batch) * self.run.train.global_batch
 
-    def tell(self, sinks: Sinks, batch: Batch, report: StepReport, lr: float) -> None:
-        """Skipped samples always; metrics every so many steps, and at the last one."""
-        self.meter.step(batch, self.data.wait_s)
-        sinks.skips(batch.skips)
-        if self.step_number % self.run.log.every_steps and self.samples < self.total_samples:
-            return
+    def tell(self, sinks: Sinks, meter: Meter, batch: Batch, report: StepReport, lr: float) -> None:
+        """The record of the step just done, means over ranks, to every sink."""
         digest = self.digest(batch) if self.run.log.batch_digest else None
-        sinks.write(self.meter.record(report, self.step_number, self.samples, lr, digest, self.world))
+        epoch = self.samples / len(self.source)
+        sinks.write(meter.record(report, step=self.step, epoch=epoch, samples=self.samples, lr=lr, batch_digest=digest))
+        sinks.skips(meter.take_skips())
+        self.skipped = meter.skipped
 
     def digest(self, batch: Batch) -> str:
         """Hash of the global batch's keys, pixels and tokens; the same for any number of ranks."""
         return combine([row for rows in self.world.share(row_digests(batch)) for row in rows])
 
-    def save_or_stop(self, stop: StopRequest) -> None:
-        """Save when it is time, or when some rank was asked to stop, or at the end: decided alike on every rank."""
-        save, minutes = self.run.checkpoint, (time.monotonic() - self.saved_time) / 60
-        late = save.every_minutes is not None and minutes >= save.every_minutes
+    def save_or_stop(self, stop: StopRequest, sinks: Sinks) -> None:
+        """Save when it is time, at the end, or when some rank was asked to stop: decided alike on every rank."""
+        save, done = self.run.checkpoint, self.samples == self.total_samples
+        late = save.every_minutes is not None and time.monotonic() - self.saved_at >= 60 * save.every_minutes
         stopping, late = self.world.any(stop.received is not None, late)
-        due = save.every_steps is not None and self.step_number % save.every_steps == 0
-        if stopping or late or due or self.samples >= self.total_samples:
+        due = save.every_steps is not None and self.step % save.every_steps == 0
+        if stopping or late or due or done:
             self.save()
-        if stopping and self.samples < self.total_samples:
-            raise Stopped(f"stopped by {stop.received or 'a signal to another rank'} after step {self.step_number}; start again to go on")
+            sinks.event("saved", step=self.step)
+        if stopping and not done:
+            sinks.event("stopped", step=self.step, signal=stop.received)
+            raise Stopped(
+                f"{stop.received or 'a signal to another rank'} came: saved after step {self.step}, start again to go on"
+            )
 
     def save(self) -> None:
-        """A checkpoint of this moment; older ones are pruned when it is safe on disk."""
+        """A checkpoint of this moment; older ones are pruned once it is safe on disk."""
         state = State(
-            step=self.step_number,
+            step=self.step,
             samples=self.samples,
             weights=self.engine.model_state(),
             average=self.average.state() if self.average is not None else None,
             optimizer=self.engine.optimizer_state(),
-            objective={f"{n}.{k}": v for n, o in enumerate(self.objectives) for k, v in o.state_dict().items()},
+            objective=torch.nn.ModuleList(self.objectives).state_dict(),
             rng=seed.rng_state(),
-            facts={"data": self.data.fingerprint, "samples_per_epoch": self.data.samples_per_epoch, "tokenizer": self.tokenize.fingerprint},
+            facts=self.facts() | {"skipped": self.skipped},
         )
         checkpoint.save(self.run.path, state, self.world, runfile.dump(self.run))
         if self.world.is_main:
             checkpoint.prune(self.run.path, self.run.checkpoint.keep_last, self.run.checkpoint.milestone_steps)
-        self.saved_time = time.monotonic()
+        self.saved_at = time.monotonic()
+
+    def facts(self) -> dict[str, str]:
+        """What must not have changed when the run goes on."""
+        return {"data": self.source.fingerprint, "tokenizer": self.tokenize.fingerprint}
 
     def restore(self) -> None:
         """Go on from the newest good checkpoint of the run folder, if it holds one."""
@@ -141,16 +153,34 @@ class Training:
         if not self.run.checkpoint.resume:
             raise UserError(f"checkpoint.resume is False, but {found} exists: use another name, or remove the folder")
         state = checkpoint.load(found, self.world)
-        for fact, now in (("data", self.data.fingerprint), ("tokenizer", self.tokenize.fingerprint)):
+        for fact, now in self.facts().items():
             if state.facts.get(fact) != now:
-                raise UserError(f"{found}: the {fact} changed since ({state.facts.get(fact)} -> {now}); restore it, or start under another name")
-        self.step_number = state.step
+                raise UserError(
+                    f"{found}: the {fact} is not what it was ({state.facts.get(fact)}, now {now}): restore it, or use another name"
+                )
+        self.step, self.skipped = state.step, state.facts["skipped"]
         self.engine.load(state.weights, state.optimizer)
         if self.average is not None and state.average is not None:
             self.average.load(state.average)
-        for number, objective in enumerate(self.objectives):
-            prefix = f"{number}."
-            objective.load_state_dict({k.removeprefix(prefix): v for k, v in state.objective.items() if k.startswith(prefix)})
-        if state.rng:
-            seed.set_rng_state(state.rng)
-        log.info("going on from %s", found)
+        torch.nn.ModuleList(self.objectives).load_state_dict(state.objective)
+        seed.set_rng_state(state.rng)
+
+    def loader(self) -> Loader:
+        """This rank's part of every remaining global batch."""
+        spec, window = self.model.image_spec, (self.samples, self.total_samples)
+        return train_loader(self.run, self.world, self.source, spec, self.tokenize, *window)
+
+    def sinks(self) -> Sinks:
+        """Where numbers go; the start itself is an event, with the process that each rank is."""
+        sinks = open_sinks(self.run, self.world, self.total_samples, self.step, self.samples)
+        if self.world.is_main:
+            record.append(self.run.path, record.environment(self.run))
+        sinks.event("start", step=self.step, ranks=self.world.size, pids=self.world.share(os.getpid()))
+        return sinks
+
+
+def use_threads(run: Run) -> None:
+    """Share the machine's cores out among the ranks on it, unless the user said how many each takes."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", "1")))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(run.train.threads or max(1, cores // local))

@@ -145,3 +145,12 @@ class StepReport:
     logit_scale: Tensor
     """[] as used in this step."""
     logit_bias: Tensor | None
+
+    @staticmethod
+    def of(terms: Terms, features: Features, grad_norms: GradNorms) -> StepReport:
+        """What a step leaves behind, cut from the graph."""
+        named = {name: term.detach() for name, term in terms.items()}
+        bias = features.logit_bias
+        scale = features.logit_scale.detach()
+        loss = torch.stack(list(named.values())).sum()
+        return StepReport(loss, named, grad_norms, scale, None if bias is None else bias.detach())

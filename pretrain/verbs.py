@@ -111,7 +111,9 @@ def pack(args: list[str]) -> None:
         "table": pack.pack_table,
     }
     if args[:1] and args[0] in ("-h", "--help"):
-        print("\n".join(f"pretrain pack {name:7} {(call.__doc__ or '').splitlines()[0]}" for name, call in kinds.items()))
+        print(
+            "\n".join(f"pretrain pack {name:7} {(call.__doc__ or '').splitlines()[0]}" for name, call in kinds.items())
+        )
     elif args[:1] and args[0] in kinds:
         show(flags.command(kinds[args[0]], args[1:], f"pretrain pack {args[0]}"), as_json=False)
     else:

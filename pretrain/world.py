@@ -31,7 +31,7 @@ class World:
 
     @contextmanager
     def together(self, doing: str) -> Iterator[None]:
-        """What fails here on any rank fails on all of them, with that rank's message, instead of leaving the others waiting.
+        """What fails here on any rank fails on all, with that rank's message, instead of leaving the others waiting.
 
         Every rank must enter and leave the block; there may be no collective inside it.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import os
 import re
 import shlex
@@ -40,7 +41,9 @@ def test_console_examples_run(page: Path, tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     for command in commands(page):
-        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
@@ -60,13 +63,18 @@ def test_cluster_examples_parse(page: Path) -> None:
 def test_links_and_paths_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
-    for path in re.findall(r"`((?:pretrain|kernels|tests|configs|docs|benchmarks|docker)/[\w./-]+\.\w+)`", page.read_text()):
+    for path in re.findall(
+        r"`((?:pretrain|kernels|tests|configs|docs|benchmarks|docker)/[\w./-]+\.\w+)`", page.read_text()
+    ):
         assert (ROOT / path).exists(), f"{page.name} names {path}"
 
 
 def knob_table() -> str:
     lines = ["| knob | default | free | meaning |", "|---|---|---|---|"]
-    for section in (None, *[item for item in dataclasses.fields(config.Run) if isinstance(item.default, dataclasses._MISSING_TYPE)]):
+    for section in (
+        None,
+        *[item for item in dataclasses.fields(config.Run) if isinstance(item.default, dataclasses._MISSING_TYPE)],
+    ):
         owner = config.Run if section is None else section.default_factory  # type: ignore[union-attr]
         if not dataclasses.is_dataclass(owner):
             continue
@@ -84,7 +92,7 @@ def described(section: str) -> dict[str, str]:
     """The doc line under each attribute of a section of config.py."""
     tree = ast.parse((ROOT / "pretrain" / "config.py").read_text())
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == section)
-    pairs = zip(body, body[1:], strict=False)
+    pairs = itertools.pairwise(body)
     return {
         ast.unparse(one.target): " ".join(ast.literal_eval(doc.value).split()).replace("|", "\\|")
         for one, doc in pairs

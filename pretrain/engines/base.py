@@ -1,4 +1,4 @@
-"""What an engine promises: it averages gradients over ranks, steps the optimizer and hands its whole state over by name."""
+"""What an engine promises: to average gradients over ranks, step the optimizer, and hand its state over by name."""
 
 from __future__ import annotations
 

@@ -21,7 +21,9 @@ class Ddp(Single):
     def wrap(self, model: DualEncoder) -> nn.Module:
         norms = any(isinstance(module, nn.modules.batchnorm._NormBase) for module in model.modules())
         device_ids = [self.world.device] if self.world.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=norms, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            model, device_ids=device_ids, broadcast_buffers=norms, gradient_as_bucket_view=True
+        )
 
     @contextmanager
     def averaging(self, on: bool) -> Iterator[None]:

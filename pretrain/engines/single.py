@@ -23,10 +23,12 @@ class Single:
 
     def __init__(self, model: DualEncoder, options: config.Optim, world: World) -> None:
         if world.size not in self.worlds:
-            raise UserError(f"engine {type(self).__name__.lower()} carries {self.worlds} ranks, not {world.size}: set engine: auto")
+            raise UserError(
+                f"engine {type(self).__name__.lower()} carries {self.worlds} ranks, not {world.size}: set engine: auto"
+            )
         self.world = world
         self.model = model
-        self.optimizer = optim.build(model, options)
+        self.optimizer = optim.build(model.towers, options)
         self.wrapped = self.wrap(model)
 
     def wrap(self, model: DualEncoder) -> nn.Module:
@@ -44,9 +46,9 @@ class Single:
         loss.backward()
 
     def step(self, lr: float, clip_norm: float | None) -> GradNorms:
-        norms = optim.grad_norms(self.model, self.model.tower_of)
+        norms = optim.grad_norms(self.model.towers, self.model.tower_of)
         if clip_norm is not None:
-            optim.clip(self.model, norms, clip_norm)
+            optim.clip(self.model.towers, norms, clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -58,9 +60,9 @@ class Single:
         return {name: tensor.detach() for name, tensor in self.model.towers.state_dict().items()}
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        return optim.moments(self.optimizer, self.model)
+        return optim.moments(self.optimizer, self.model.towers)
 
     def load(self, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
         with torch.no_grad():
             self.model.towers.load_state_dict(model)
-        optim.load_moments(self.optimizer, self.model, optimizer)
+        optim.load_moments(self.optimizer, self.model.towers, optimizer)

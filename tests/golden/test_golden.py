@@ -1,4 +1,4 @@
-"""The losses of configs/debug.yaml are what they were: a change of arithmetic is a decision (`make golden`), not an accident."""
+"""The losses of configs/debug.yaml are what they were: changing arithmetic is a decision (`make golden`)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,153 @@
+"""Every rule about knobs that a type cannot state, in one place. A rule is (broken, the sentence that says so)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pretrain.config import Checkpoint, Data, Model, Optim, Run, Train
+
+Rules = list[tuple[bool, str]]
+
+
+def problems(run: Run) -> Iterator[str]:
+    """One sentence for each rule that a run breaks: field, value, rule, fix."""
+    sections = (
+        data(run.data),
+        model(run.model),
+        optim(run.optim),
+        train(run.train),
+        checkpoint(run.checkpoint),
+        whole(run),
+    )
+    yield from (sentence for rules in sections for broken, sentence in rules if broken)
+
+
+def data(data: Data) -> Rules:
+    low, high = data.crop_scale
+    return [
+        (
+            data.source == "shards" and not data.train,
+            "data.train is empty: name the training shards, or set data.source: synthetic",
+        ),
+        (data.workers < 0, f"data.workers {data.workers} is negative: 0 decodes in the training process"),
+        (data.prefetch < 1, f"data.prefetch {data.prefetch} must be at least 1 batch"),
+        (data.shuffle_window < 1, f"data.shuffle_window {data.shuffle_window} must be at least 1 sample"),
+        (not 0 < low <= high <= 1, f"data.crop_scale {data.crop_scale} must rise within (0, 1]"),
+        (
+            not 0 < data.crop_ratio[0] <= data.crop_ratio[1],
+            f"data.crop_ratio {data.crop_ratio} must rise and be positive",
+        ),
+        (not 0 <= data.max_bad <= 1, f"data.max_bad {data.max_bad} is a share: give a number between 0 and 1"),
+        (data.synthetic_samples < 1, f"data.synthetic_samples {data.synthetic_samples} must be at least 1"),
+    ]
+
+
+def model(model: Model) -> Rules:
+    groups, layers = model.lock_image_unlocked_groups, model.lock_text_unlocked_layers
+    return [
+        (
+            model.logit_scale is not None and model.logit_scale <= 0,
+            f"model.logit_scale {model.logit_scale} must be positive: it is the factor itself, not its logarithm",
+        ),
+        (
+            model.logit_scale_max is not None and model.logit_scale_max <= 0,
+            f"model.logit_scale_max {model.logit_scale_max} must be positive",
+        ),
+        (groups < 0, f"model.lock_image_unlocked_groups {groups} must not be negative"),
+        (layers < 0, f"model.lock_text_unlocked_layers {layers} must not be negative"),
+        (
+            groups > 0 and not model.lock_image,
+            f"model.lock_image_unlocked_groups {groups} needs model.lock_image: true",
+        ),
+        (layers > 0 and not model.lock_text, f"model.lock_text_unlocked_layers {layers} needs model.lock_text: true"),
+        (
+            model.lock_image and model.lock_text and groups + layers == 0,
+            "model.lock_image and model.lock_text leave nothing to train: unlock one, or some of its last layers",
+        ),
+    ]
+
+
+def optim(optim: Optim) -> Rules:
+    decays = optim.schedule == "wsd"
+    return [
+        (optim.lr <= 0, f"optim.lr {optim.lr} must be positive"),
+        (not all(0 <= beta < 1 for beta in optim.betas), f"optim.betas {optim.betas} must lie in [0, 1)"),
+        (optim.eps <= 0, f"optim.eps {optim.eps} must be positive"),
+        (optim.weight_decay < 0, f"optim.weight_decay {optim.weight_decay} must not be negative"),
+        (
+            not 0 <= optim.lr_end <= optim.lr,
+            f"optim.lr_end {optim.lr_end} must lie between 0 and optim.lr {optim.lr}",
+        ),
+        (
+            optim.clip_norm is not None and optim.clip_norm <= 0,
+            f"optim.clip_norm {optim.clip_norm} must be positive; none means no clipping",
+        ),
+        (
+            optim.ema_decay is not None and not 0 < optim.ema_decay < 1,
+            f"optim.ema_decay {optim.ema_decay} must lie in (0, 1); none means no average",
+        ),
+        (optim.warmup_samples < 0, f"optim.warmup_samples {optim.warmup_samples} must not be negative"),
+        (
+            decays and optim.decay_samples <= 0,
+            f"optim.decay_samples {optim.decay_samples} must be positive with optim.schedule wsd: it ends with a decay",
+        ),
+        (
+            not decays and optim.decay_samples != 0,
+            f"optim.decay_samples {optim.decay_samples} belongs to optim.schedule wsd, not {optim.schedule}",
+        ),
+    ]
+
+
+def train(train: Train) -> Rules:
+    samples, epochs = train.samples, train.epochs
+    return [
+        (
+            (samples is None) == (epochs is None),
+            f"train.samples ({samples}) and train.epochs ({epochs}): give exactly one of them",
+        ),
+        (samples is not None and samples < 1, f"train.samples {samples} must be at least 1"),
+        (epochs is not None and epochs <= 0, f"train.epochs {epochs} must be positive"),
+        (train.global_batch < 1, f"train.global_batch {train.global_batch} must be at least 1 pair"),
+        (
+            train.micro_batch is not None and train.micro_batch < 1,
+            f"train.micro_batch {train.micro_batch} must be at least 1 pair; none means a rank's whole share",
+        ),
+        (train.timeout_s <= 0, f"train.timeout_s {train.timeout_s} must be positive"),
+        (train.threads is not None and train.threads < 1, f"train.threads {train.threads} must be at least 1"),
+    ]
+
+
+def checkpoint(save: Checkpoint) -> Rules:
+    return [
+        (save.keep_last < 1, f"checkpoint.keep_last {save.keep_last} must be at least 1"),
+        (
+            save.every_steps is not None and save.every_steps < 1,
+            f"checkpoint.every_steps {save.every_steps} must be at least 1; none means not by steps",
+        ),
+        (
+            save.every_minutes is not None and save.every_minutes <= 0,
+            f"checkpoint.every_minutes {save.every_minutes} must be positive; none means not by time",
+        ),
+        (
+            save.milestone_steps is not None and save.milestone_steps < 1,
+            f"checkpoint.milestone_steps {save.milestone_steps} must be at least 1; none means no milestones",
+        ),
+    ]
+
+
+def whole(run: Run) -> Rules:
+    warmup, decay, samples = run.optim.warmup_samples, run.optim.decay_samples, run.train.samples
+    return [
+        (
+            samples is not None and warmup + decay > samples,
+            f"optim.warmup_samples {warmup} + optim.decay_samples {decay} exceed train.samples {samples}",
+        ),
+        (run.seed < 0, f"seed {run.seed} must not be negative"),
+        (run.log.every_steps < 1, f"log.every_steps {run.log.every_steps} must be at least 1"),
+        (
+            not run.name or "/" in run.name or run.name in (".", ".."),
+            f"name {run.name!r} must be a plain folder name; `folder` says where it is made",
+        ),
+    ]
