@@ -1,4 +1,4 @@
-"""The one place that imports open_clip: torch and torchvision of different builds (one CPU, one CUDA) break that import.
+"""The one place that imports open_clip, which a torch and a torchvision of different builds (CPU, CUDA) break.
 
 torchvision attaches shape functions to its own operators `nms` and `qnms` when it is imported. Their schemas come from
 its compiled library, which does not load against a torch of another build, and the import ends with "operator

@@ -114,7 +114,7 @@ def _timm_groups(trunk: nn.Module, prefix: str) -> Groups:
 
     if not hasattr(trunk, "group_matcher"):
         raise UserError(
-            f"model.lock_image: timm's {type(trunk).__name__} does not tell its layers; train the tower, or take another"
+            f"model.lock_image: timm's {type(trunk).__name__} does not tell its layers; train it, or take another"
         )
     found: dict[int, list[str]] = group_parameters(trunk, trunk.group_matcher(coarse=False))
     return [[prefix + name for name in found[key]] for key in sorted(found)]
