@@ -1,4 +1,4 @@
-"""Position in the stream -> a finished row. Runs in worker processes; pure, so that no count of workers or ranks shows."""
+"""Position in the stream -> a finished row. Runs in workers; pure, so that no number of workers or ranks shows."""
 
 from __future__ import annotations
 

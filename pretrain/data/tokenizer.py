@@ -49,17 +49,23 @@ class Tokenizer:
             texts: B of them.
             tokens: [B, L] what a call made of them.
         """
-        full = [text for text, row in zip(texts, tokens, strict=True) if self._length(row) == self.context_length]
+        near = (tokens[:, -2:] != self._pad).any(dim=1)
+        full = [text for text, is_near in zip(texts, near.tolist(), strict=True) if is_near]
         if not full:
             return 0
-        longer = self._ids(full, self.context_length + 1)
-        return sum(self._length(row) > self.context_length for row in longer)
+        longer, rows = self._ids(full, self.context_length + 1), tokens[near]
+        pad = torch.full_like(rows[:, :1], self._pad)
+        fitting = (
+            [rows, pad],
+            [rows[:, :-1], pad, rows[:, -1:]],
+            [pad, rows],
+        )  # one more pad: behind, inside, in front
+        fits = torch.stack([(torch.cat(form, dim=1) == longer).all(dim=1) for form in fitting])
+        return len(full) - int(fits.any(dim=0).sum())
 
     def _ids(self, texts: list[str], context_length: int) -> Tensor:
-        return self._tokenize(texts, context_length=context_length).to(torch.int64)
-
-    def _length(self, row: Tensor) -> int:
-        return int((row != self._pad).sum())
+        ids: Tensor = self._tokenize(texts, context_length=context_length)
+        return ids.to(torch.int64)
 
 
 def build(model_name: str, context_length: int | None = None) -> Tokenizer:

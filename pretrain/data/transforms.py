@@ -74,13 +74,15 @@ def eval_image(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     if spec.resize_mode == "squash":
         return _channels_first(_resize(image, spec.size, spec.filter))
     if spec.resize_mode == "longest":
-        return _channels_first(_center(_keep_ratio(image, spec.size, spec.filter, max), spec.size, spec.fill_color))
+        return _channels_first(
+            _center(_keep_ratio(image, spec.size, spec.filter, longest=True), spec.size, spec.fill_color)
+        )
     if spec.resize_mode != "shortest":
         raise ValueError(f"resize_mode {spec.resize_mode!r} must be shortest, longest or squash")
     if spec.size[0] == spec.size[1]:
         image = _resize(image, _shortest_to(image, spec.size[0]), spec.filter)
     else:  # open_clip's branch for other shapes is bicubic whatever the spec says
-        image = _keep_ratio(image, spec.size, Image.Resampling.BICUBIC, min)
+        image = _keep_ratio(image, spec.size, Image.Resampling.BICUBIC, longest=False)
     return _channels_first(_center(image, spec.size, 0))
 
 
@@ -138,8 +140,9 @@ def _shortest_to(image: Image.Image, length: int) -> Size:
     return length, int(length * width / height)
 
 
-def _keep_ratio(image: Image.Image, size: Size, resample: Image.Resampling, pick: type[max] | type[min]) -> Image.Image:
-    ratio = pick(image.height / size[0], image.width / size[1])
+def _keep_ratio(image: Image.Image, size: Size, resample: Image.Resampling, longest: bool) -> Image.Image:
+    ratios = image.height / size[0], image.width / size[1]
+    ratio = max(ratios) if longest else min(ratios)
     return _resize(image, (round(image.height / ratio), round(image.width / ratio)), resample)
 
 
