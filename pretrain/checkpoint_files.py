@@ -46,7 +46,7 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         TypeError: the value holds something that JSON has no form for.
     """
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, _json(value))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -120,7 +120,7 @@ def fault(folder: Path, *, contents: bool = True) -> str | None:
         contents: read and hash every file; otherwise only compare sizes.
     """
     try:
-        if json.loads((folder / COMMIT).read_text()) != digest(folder / MANIFEST):
+        if (folder / COMMIT).read_bytes() != _json(digest(folder / MANIFEST)).encode():
             return f"{MANIFEST}: differs from what {COMMIT} says of it"
         manifest = json.loads((folder / MANIFEST).read_text())
         return next((text for name, want in manifest.items() if (text := _differs(folder, name, want, contents))), None)
@@ -138,6 +138,10 @@ def _differs(folder: Path, name: str, want: dict[str, Any], contents: bool) -> s
     if size != want["size"]:
         return f"{name}: {size} bytes instead of {want['size']}"
     return f"{name}: contents changed (xxh3_64)" if contents and digest(path) != want else None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1) + "\n"
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

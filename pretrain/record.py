@@ -113,8 +113,7 @@ def versions() -> dict[str, str | None]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = None
-    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
-    return found | {"cuda": torch.version.cuda, "cudnn": str(cudnn) if cudnn else None}
+    return found | {"cuda": torch.version.cuda}
 
 
 def cpu() -> dict[str, Any]:

@@ -1,0 +1,149 @@
+"""The clock, and the record of a logged step: its keys, means over ranks, skips."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.metrics import KEYS, Clock, Meter, peak_memory_bytes, time_left_s
+from pretrain.values import GradNorms, Skip, StepReport
+from pretrain.world import World
+
+ONE = World(0, 1, 0, torch.device("cpu"))
+
+
+class Time:
+    """A clock that moves when told to."""
+
+    def __init__(self) -> None:
+        self.at = 100.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+def report(loss: float, bias: bool = True) -> StepReport:
+    return StepReport(
+        loss=torch.tensor(loss, requires_grad=True),
+        terms={"b": torch.tensor(loss / 4), "a": torch.tensor(loss * 3 / 4)},
+        grad_norms=GradNorms(torch.tensor(5.0), torch.tensor(3.0), torch.tensor(4.0)),
+        logit_scale=torch.tensor(14.3),
+        logit_bias=torch.tensor(-10.0) if bias else None,
+    )
+
+
+def test_throughput_wait_and_pauses() -> None:
+    now = Time()
+    clock = Clock(now)
+    for _ in range(2):
+        with clock.waiting():
+            now.at += 1.0
+        now.at += 3.0
+        clock.step(32)
+    with clock.paused():
+        now.at += 1000.0
+    assert clock.data_wait_s == 1.0
+    assert clock.look().samples_per_s == 64 / 8
+    now.at += 2.0
+    clock.step(32, waited_s=0.5)
+    assert clock.data_wait_s == 0.5
+    speed = clock.look()
+    assert speed.samples_per_s == 16.0
+    assert speed.step_s == 2.0
+
+
+def test_nothing_done_is_no_division_by_zero() -> None:
+    clock = Clock(Time())
+    assert clock.look().samples_per_s == 0.0
+    assert clock.data_wait_s == 0.0
+
+
+def test_record_has_exactly_the_documented_keys() -> None:
+    now = Time()
+    meter = Meter(ONE, skipped=2, now=now)
+    meter.step(32, [Skip(4, "a.tar", "k", "bad jpeg")], waited_s=0.25)
+    now.at += 2.0
+    record = meter.record(report(2.0), step=9, epoch=0.5, samples=288, lr=1e-3, batch_digest="ab")
+    assert tuple(record) == KEYS
+    documented = "step, epoch, samples, loss, terms, lr, logit_scale, logit_bias, grad_norm, samples_per_s, step_s, "
+    assert ", ".join(record) == documented + "data_wait_s, peak_memory_bytes, skipped, batch_digest"
+    assert record["grad_norm"] == {"total": 5.0, "image": 3.0, "text": 4.0}
+    assert record["terms"] == {"a": 1.5, "b": 0.5}
+    assert record["loss"] == 2.0
+    assert record["logit_scale"] == pytest.approx(14.3)
+    assert record["logit_bias"] == -10.0
+    assert record["samples_per_s"] == 16.0
+    assert record["data_wait_s"] == 0.25
+    assert record["skipped"] == 3
+    assert (record["step"], record["samples"], record["batch_digest"]) == (9, 288, "ab")
+    again = meter.record(report(2.0, bias=False), step=10, epoch=0.5, samples=320, lr=1e-3)
+    assert again["skipped"] == 3
+    assert again["logit_bias"] is None
+    assert again["batch_digest"] is None
+
+
+def test_a_term_may_have_any_name() -> None:
+    found = report(1.0)
+    found.terms["loss"] = torch.tensor(7.0)
+    found.terms["skipped"] = torch.tensor(8.0)
+    record = Meter(ONE).record(found, step=1, epoch=0, samples=1, lr=1.0)
+    assert record["loss"] == 1.0
+    assert record["terms"]["loss"] == 7.0
+    assert record["skipped"] == 0
+
+
+def test_skips_are_taken_once_in_order() -> None:
+    meter = Meter(ONE)
+    skips = [Skip(index, "a.tar", "k", "why") for index in (5, 2)]
+    meter.step(8, skips)
+    assert [skip.index for skip in meter.take_skips()] == [2, 5]
+    assert meter.take_skips() == []
+
+
+def test_time_left() -> None:
+    assert time_left_s(100, 40, 6.0) == 10.0
+    assert time_left_s(100, 140, 6.0) == 0.0
+    assert time_left_s(100, 40, 0.0) is None
+
+
+def test_peak_memory_is_in_bytes() -> None:
+    block = bytearray(os.urandom(1 << 20) * 64)
+    peak = peak_memory_bytes(torch.device("cpu"))
+    assert len(block) < peak < 1 << 40
+
+
+def _record() -> tuple[dict[str, Any], list[int], int]:
+    import torch.distributed as dist
+
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    meter = Meter(World(rank, size, rank, torch.device("cpu")))
+    calls, reduce = [0], dist.all_reduce
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        return reduce(*args, **kwargs)
+
+    meter.step(8, [Skip(10 - rank, "a.tar", "k", "why")] * (rank + 1), waited_s=float(rank))
+    dist.all_reduce = counted  # type: ignore[assignment]
+    try:
+        record = meter.record(report(1.0 + 2 * rank), step=1, epoch=0, samples=8, lr=1.0)
+    finally:
+        dist.all_reduce = reduce  # type: ignore[assignment]
+    return record, [skip.index for skip in meter.take_skips()], calls[0]
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_means_over_ranks_by_one_all_reduce(ranks: Any) -> None:
+    for record, skips, calls in ranks(2).run(_record):
+        assert record["loss"] == 2.0
+        assert record["terms"] == {"a": 1.5, "b": 0.5}
+        assert record["grad_norm"] == {"total": 5.0, "image": 3.0, "text": 4.0}
+        assert record["logit_scale"] == float(torch.tensor(14.3))
+        assert record["data_wait_s"] == 0.5
+        assert record["skipped"] == 3
+        assert skips == [9, 9, 10]
+        assert calls == 1
