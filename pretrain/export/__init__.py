@@ -1,4 +1,4 @@
-"""The trained encoders in other libraries' formats, each proven equal in a fresh process. The file name is the format."""
+"""The trained encoders in other libraries' formats, proven equal in a fresh process. The file name is the format."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def find(name: str) -> Format:
 def export(source: str | Path, out: str | Path, to: str, tower: Tower = "both", average: bool | None = None) -> Report:
     """Write a run's encoders in another library's format.
 
-    The folder appears whole or not at all: it is written aside, loaded by that library in a fresh process, compared with
-    the encoders here on images and texts, and only then gets its name.
+    The folder appears whole or not at all: it is written aside, loaded by that library in a fresh process, compared
+    with the encoders here on images and texts, and only then gets its name.
 
     Args:
         source: run folder (its newest good checkpoint) or checkpoint folder.

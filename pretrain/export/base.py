@@ -56,7 +56,7 @@ class Format(Protocol):
 
 
 def probe_images(size: tuple[int, int]) -> list[Image.Image]:
-    """RGB images to compare on: exact, wide, tall, tiny and large against a model's (height, width), smooth and noisy."""
+    """RGB images to compare on: a model's (height, width), wide, tall, tiny and large; smooth and noisy."""
     height, width = size
     shapes = [(height, width), (height, 3 * width), (2 * height + 1, width), (7, 5), (4 * height, 4 * width + 3)]
     return [_picture(number, *shape) for number, shape in enumerate(shapes)]

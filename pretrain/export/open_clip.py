@@ -1,7 +1,7 @@
 """open_clip's own folder: `open_clip.create_model_and_transforms("local-dir:OUT")` loads it.
 
 open_clip_config.json holds the architecture, its activation (QuickGELU or not), the bias and the preprocessing;
-open_clip_model.safetensors the weights; a Hugging Face tokenizer lies beside them, a CLIP tokenizer comes with open_clip.
+open_clip_model.safetensors the weights; a Hugging Face tokenizer lies beside them, CLIP's comes with open_clip.
 
 Run as a module, this file is the fresh process that loads such a folder and writes down what it gives.
 """
