@@ -89,12 +89,11 @@ class Meter:
     def __init__(self, world: World, skipped: int = 0, now: Callable[[], float] = time.perf_counter) -> None:
         """
         Args:
-            skipped: samples replaced before this start of the run, over all ranks (`skipped` of the saved state).
+            skipped: samples replaced before this start of the run, over all ranks.
         """
         self.world = world
         self.clock = Clock(now)
         self.skipped = skipped
-        self._untold = 0
         self._skips: list[Skip] = []
 
     def step(self, samples: int, skips: Sequence[Skip] = (), waited_s: float = 0.0) -> None:
@@ -106,7 +105,6 @@ class Meter:
             waited_s: this rank's wait for its batch, unless `clock.waiting()` surrounded it.
         """
         self.clock.step(samples, waited_s)
-        self._untold += len(skips)
         self._skips += skips
 
     def record(
@@ -128,8 +126,7 @@ class Meter:
             lr: learning rate of the step.
         """
         found = self._means(report)
-        self.skipped += round(found.pop("skipped") * self.world.size)
-        self._untold = 0
+        untold = round(found.pop("skipped") * self.world.size)
         data_wait_s = found.pop("data_wait_s")
         speed = self.clock.look()
         norms = {name: found.pop(f"grad_norm/{name}") for name in ("total", "image", "text")}
@@ -142,15 +139,20 @@ class Meter:
         }
         values |= {"step": step, "epoch": epoch, "samples": samples, "lr": lr, "batch_digest": batch_digest}
         values |= {"samples_per_s": speed.samples_per_s, "step_s": speed.step_s, "data_wait_s": data_wait_s}
-        values |= {"peak_memory_bytes": peak_memory_bytes(self.world.device), "skipped": self.skipped}
+        values |= {"peak_memory_bytes": peak_memory_bytes(self.world.device), "skipped": self.skipped + untold}
         return {key: values[key] for key in KEYS}
 
     def take_skips(self) -> list[Skip]:
-        """Skips of all ranks since the last call, in sample order. All ranks call it; cheap where there are none."""
+        """Skips of all ranks since the last call, in sample order; `skipped` now counts them.
+
+        All ranks call it, at the latest before a checkpoint, so that none is lost; cheap where there are none.
+        """
         own, self._skips = self._skips, []
         if not self.world.any(bool(own))[0]:
             return []
-        return sorted((skip for skips in self.world.share(own) for skip in skips), key=lambda skip: skip.index)
+        everyone = sorted((skip for skips in self.world.share(own) for skip in skips), key=lambda skip: skip.index)
+        self.skipped += len(everyone)
+        return everyone
 
     def _means(self, report: StepReport) -> dict[str, float]:
         """Means over ranks of everything on the device, in one all-reduce and one copy to the host."""
@@ -162,7 +164,7 @@ class Meter:
             "grad_norm/text": report.grad_norms.text,
             **({} if report.logit_bias is None else {"logit_bias": report.logit_bias}),
             **{f"terms/{name}": report.terms[name] for name in sorted(report.terms)},
-            "skipped": float(self._untold),
+            "skipped": float(len(self._skips)),
             "data_wait_s": self.clock.data_wait_s,
         }
         device = report.loss.device

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 from pretrain.config import Optim
 from pretrain.errors import UserError
 from pretrain.values import GradNorms
-
-Tower = Literal["image", "text", "both"]
 
 
 def build(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
@@ -119,15 +116,8 @@ def load_moments(optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapp
         }
 
 
-def tower(name: str) -> Tower:
-    """Which tower a parameter of an open_clip dual encoder belongs to; scale and bias belong to both."""
-    if name.rpartition(".")[2] in ("logit_scale", "logit_bias"):
-        return "both"
-    return "image" if name.startswith("visual.") else "text"
-
-
 @torch.no_grad()
-def grad_norms(model: nn.Module, tower_of: Callable[[str], str] = tower) -> GradNorms:
+def grad_norms(model: nn.Module, tower_of: Callable[[str], str]) -> GradNorms:
     """Euclidean norms of the gradients now in place, without waiting for the device.
 
     Args:

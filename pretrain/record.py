@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -141,18 +142,15 @@ def gpus() -> list[dict[str, Any]]:
 
 def git(folder: Path) -> dict[str, Any] | None:
     """Commit of the code in `folder` and the diff of its working tree (at most a megabyte); None: no git checkout."""
-    commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
-    if commit is None:
+    # In a container the checkout often belongs to another user, which git refuses unless told that it is meant.
+    ask = partial(_output, "git", "-c", "safe.directory=*", "-C", str(folder))
+    commit, root = ask("rev-parse", "HEAD"), ask("rev-parse", "--show-toplevel")
+    if commit is None or root is None:
         return None
-    diff = _output("git", "-C", str(folder), "diff", "HEAD", "--no-ext-diff") or ""
-    untracked = _output("git", "-C", str(folder), "ls-files", "--others", "--exclude-standard", "--full-name") or ""
-    cut = len(diff) > _DIFF_LIMIT
-    return {
-        "commit": commit.strip(),
-        "diff": diff[:_DIFF_LIMIT],
-        "diff_cut": cut,
-        "untracked": untracked.split()[:1000],
-    }
+    diff = ask("diff", "HEAD", "--no-ext-diff", "--no-textconv") or ""
+    untracked = (ask("ls-files", "--others", "--exclude-standard", "--full-name") or "").splitlines()
+    found = {"root": root.strip(), "commit": commit.strip(), "untracked": untracked[:1000]}
+    return found | {"diff": diff[:_DIFF_LIMIT], "diff_cut": len(diff) > _DIFF_LIMIT}
 
 
 def _output(*command: str) -> str | None:

@@ -255,7 +255,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[2])
-from test_checkpoint import ONE, assert_same, make
+from test_checkpoint import ONE, assert_same, files, make
 from pretrain import checkpoint
 
 root, again = Path(sys.argv[1]), sys.argv[3] == "again"
@@ -287,6 +287,7 @@ while True:
     old = state.samples == 32
     assert_same(state, make(1) if old else make(new, samples=77))
     outcomes.append("old" if old else "new")
+    assert all(files.fault(folder) is None for folder in checkpoint._listed(run).values())
     last = checkpoint.save(run, make(9), ONE, "x: 2")
     checkpoint.prune(run, 1)
     assert [p.name for p in last.parent.iterdir()] == [last.name], list(last.parent.iterdir())

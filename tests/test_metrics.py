@@ -79,6 +79,8 @@ def test_record_has_exactly_the_documented_keys() -> None:
     assert record["data_wait_s"] == 0.25
     assert record["skipped"] == 3
     assert (record["step"], record["samples"], record["batch_digest"]) == (9, 288, "ab")
+    assert [skip.index for skip in meter.take_skips()] == [4]
+    assert meter.skipped == 3
     again = meter.record(report(2.0, bias=False), step=10, epoch=0.5, samples=320, lr=1e-3)
     assert again["skipped"] == 3
     assert again["logit_bias"] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -72,6 +73,11 @@ def test_no_secret_reaches_the_record(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found["git"]["diff"] == "+key = '(redacted)'"
 
 
+def test_short_secrets_of_variables_are_left_out_too() -> None:
+    found = record.redact_variables({"HF_TOKEN": "abc", "WANDB_API_KEY": "k", "RANK": "0", "HOME": "/root"})
+    assert found == {"HF_TOKEN": "(redacted)", "RANK": "0", "WANDB_API_KEY": "(redacted)"}
+
+
 def test_ordinary_words_stay() -> None:
     words = ["python", "-m", "pretrain", "train", "tokens/c.yaml", "--optim.lr=3e-4", "--seed", "3", "--resume"]
     assert record.redact_command(words) == words
@@ -102,6 +108,7 @@ def test_git_commit_diff_and_untracked(tmp_path: Path, monkeypatch: pytest.Monke
     found = record.git(tmp_path)
     assert found is not None
     assert len(found["commit"]) == 40
+    assert found["root"] == str(tmp_path)
     assert "+two" in found["diff"]
     assert found["untracked"] == ["b.py"]
     assert not found["diff_cut"]
@@ -110,3 +117,12 @@ def test_git_commit_diff_and_untracked(tmp_path: Path, monkeypatch: pytest.Monke
     assert cut is not None
     assert len(cut["diff"]) == 10
     assert cut["diff_cut"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_checkout_of_another_user_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("one\n")
+    commit(tmp_path)
+    for path in (tmp_path, tmp_path / ".git"):
+        os.chown(path, 12345, 12345)
+    assert record.git(tmp_path) is not None
