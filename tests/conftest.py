@@ -15,7 +15,8 @@ import pytest
 def load(path: Path) -> Any:
     """A test helper by path: with importlib import mode tests/ is no package."""
     spec = importlib.util.spec_from_file_location(f"tests_{path.stem}", path)
-    assert spec is not None and spec.loader is not None, path
+    assert spec is not None, path
+    assert spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

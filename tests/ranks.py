@@ -134,7 +134,8 @@ class Pools:
 def _module(path: str) -> ModuleType:
     name = f"_sent_{abs(hash(path))}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, path
+    assert spec is not None, path
+    assert spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

@@ -1,0 +1,44 @@
+"""For kernels: uninitialised memory is NaN, and tolerances are computed from an independent low-precision reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+Check = Callable[[Tensor, Tensor, Tensor], None]
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever reads memory that nothing wrote gets NaN, not the zeros that a fresh page happens to hold."""
+
+    def filled(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def make_filled(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(torch.nan if tensor.is_floating_point() else 77)
+
+        return make_filled
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, filled(getattr(torch, name)))
+    monkeypatch.setattr(Tensor, "new_empty", filled(Tensor.new_empty))
+
+
+@pytest.fixture
+def within_twice() -> Check:
+    """`check(found, low, exact)`: error against fp64 at most twice the low-precision reference's, and one rounding."""
+
+    def check(found: Tensor, low: Tensor, exact: Tensor) -> None:
+        assert found.dtype == low.dtype
+        assert found.shape == exact.shape
+        band = torch.finfo(found.dtype).eps * exact.abs().max()
+        allowed = 2 * ((low.double() - exact).abs().max() + band)
+        if found.dtype == torch.float64:  # the reference is its own oracle here: what is left is the order of sums
+            allowed = 1e-12 * (1 + exact.abs().max())
+        assert (found.double() - exact).abs().max() <= allowed
+
+    return check
