@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,7 +35,7 @@ def _loads(library: Path | None) -> bool:
     if library is None:
         return False
     try:
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError:
         return False
     return True
@@ -44,10 +45,10 @@ def _declare_missing_operators() -> list[torch.library.Library]:
     """Schemas for the operators torchvision expects; the returned handles keep them alive."""
     if _loads(_compiled_library()):
         return []
-    fragment = torch.library.Library("torchvision", "FRAGMENT")
+    fragment = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
-            fragment.define(schema)
+            fragment.define(schema)  # type: ignore[no-untyped-call]
     return [fragment]
 
 
@@ -55,4 +56,7 @@ _DECLARED = _declare_missing_operators()
 
 import open_clip  # noqa: E402 - only importable once the operators are declared
 
-__all__ = ["open_clip"]
+__all__ = ["Towers", "open_clip"]
+
+Towers = Any
+"""open_clip's CLIP or CustomTextCLIP, whose attributes it leaves untyped."""

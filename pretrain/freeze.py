@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from pretrain import config
+from pretrain.compat import Towers
 from pretrain.errors import UserError
 
 Groups = list[list[str]]
@@ -30,7 +32,7 @@ class Frozen:
     """Names of normalisation modules whose running statistics must not move."""
 
 
-def apply(towers: nn.Module, model: config.Model) -> Frozen:
+def apply(towers: Towers, model: config.Model) -> Frozen:
     """Freeze what the config locks.
 
     Args:
@@ -50,9 +52,9 @@ def apply(towers: nn.Module, model: config.Model) -> Frozen:
     return Frozen(frozenset(frozen), frozenset(_still(towers, frozen)))
 
 
-def image_groups(towers: nn.Module) -> Groups:
+def image_groups(towers: Towers) -> Groups:
     """Parameter groups of the image tower, native ViT or ResNet, or timm."""
-    visual = towers.visual
+    visual: Any = towers.visual
     if hasattr(visual, "trunk"):
         return _timm_groups(visual.trunk, "visual.trunk.")
     if hasattr(visual, "attnpool"):
@@ -61,7 +63,7 @@ def image_groups(towers: nn.Module) -> Groups:
     return _by_layers(visual, "visual.", visual.transformer.resblocks, "transformer.resblocks", "proj")
 
 
-def text_groups(towers: nn.Module) -> Groups:
+def text_groups(towers: Towers) -> Groups:
     """Parameter groups of the text tower, native (inside or beside the model) or Hugging Face."""
     text = getattr(towers, "text", None)
     if text is None:
@@ -87,7 +89,7 @@ def _kept(groups: Groups, unlocked: int, knob: str) -> Groups:
     return groups[: len(groups) - unlocked]
 
 
-def _freeze(towers: nn.Module, groups: Groups, norms: bool) -> set[str]:
+def _freeze(towers: Towers, groups: Groups, norms: bool) -> set[str]:
     names = {name for group in groups for name in group}
     if not norms:
         names -= _norm_parameters(towers)
@@ -96,12 +98,12 @@ def _freeze(towers: nn.Module, groups: Groups, norms: bool) -> set[str]:
     return names
 
 
-def _norm_parameters(towers: nn.Module) -> set[str]:
+def _norm_parameters(towers: Towers) -> set[str]:
     norms = ((path, module) for path, module in towers.named_modules() if is_norm(module))
     return {f"{path}.{name}" for path, module in norms for name, _ in module.named_parameters(recurse=False)}
 
 
-def _still(towers: nn.Module, frozen: set[str]) -> Iterable[str]:
+def _still(towers: Towers, frozen: set[str]) -> Iterable[str]:
     """Modules with running statistics whose own parameters are all frozen."""
     for path, module in towers.named_modules():
         own = [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
@@ -109,7 +111,7 @@ def _still(towers: nn.Module, frozen: set[str]) -> Iterable[str]:
             yield path
 
 
-def _timm_groups(trunk: nn.Module, prefix: str) -> Groups:
+def _timm_groups(trunk: Any, prefix: str) -> Groups:
     from timm.models import group_parameters
 
     if not hasattr(trunk, "group_matcher"):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pretrain import architecture, checkpoint, config, freeze, precision, recompute, weights
 from pretrain.architecture import Architecture
-from pretrain.compat import open_clip
+from pretrain.compat import Towers, open_clip
 from pretrain.data import transforms
 from pretrain.errors import UserError
 from pretrain.head import Head, Wanted, choose
@@ -33,7 +33,9 @@ class DualEncoder(nn.Module):
         max_logit_scale: ceiling of the learned scale, as the factor itself; inf for none.
     """
 
-    def __init__(self, towers: nn.Module, described: Architecture, arithmetic: precision.Precision) -> None:
+    towers: Towers
+
+    def __init__(self, towers: Towers, described: Architecture, arithmetic: precision.Precision) -> None:
         super().__init__()
         self.towers = towers
         self.architecture = described
@@ -109,7 +111,7 @@ class DualEncoder(nn.Module):
         self._max_log_scale = head.max_log_scale
         with torch.no_grad():
             self.towers.logit_scale.fill_(head.log_scale)
-            if self.towers.logit_bias is not None:
+            if head.bias is not None:
                 self.towers.logit_bias.fill_(head.bias)
 
 
@@ -167,7 +169,7 @@ def restore(folder: Path, average: bool, device: torch.device) -> DualEncoder:
     return DualEncoder(towers, described, model.precision).to(device).eval()
 
 
-def _towers(described: Architecture, has_bias: bool, fresh: bool) -> nn.Module:
+def _towers(described: Architecture, has_bias: bool, fresh: bool) -> Towers:
     """open_clip's model; a trunk's own pretrained weights are fetched only where no others follow."""
     options: dict[str, Any] = {key: value for key, value in described.towers.items() if key != "custom_text"}
     vision, text = dict(options["vision_cfg"]), dict(options["text_cfg"])

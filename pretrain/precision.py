@@ -11,12 +11,12 @@ from torch import Tensor
 Precision = Literal["fp32", "bf16"]
 
 
-def towers(precision: Precision, device: torch.device) -> AbstractContextManager:
+def towers(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
     """Arithmetic of the towers: bf16 matrix products under autocast (weights stay fp32), or plain fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def full_precision(device: torch.device) -> AbstractContextManager:
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
     """An island inside which autocast changes nothing: for norms, scale and loss."""
     return torch.autocast(device.type, enabled=False)
 

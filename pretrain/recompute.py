@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from torch import nn
 
+from pretrain.compat import Towers
 from pretrain.errors import UserError
 
 _FLAGS = ("grad_checkpointing", "gradient_checkpointing")
 """What open_clip and timm, and transformers, call the switch inside their towers."""
 
 
-def enable(towers: nn.Module) -> None:
+def enable(towers: Towers) -> None:
     """Recompute the activations of both towers' layers in the backward pass.
 
     Args:
@@ -22,21 +25,22 @@ def enable(towers: nn.Module) -> None:
         UserError: a tower cannot do it, or has batch norms that a second forward would update twice.
     """
     _switch("image", towers.visual, _image_switch(towers.visual))
-    text = getattr(towers, "text", towers)
+    text: Any = getattr(towers, "text", towers)
     _switch("text", text.transformer, _text_switch(text))
 
 
-def _image_switch(visual: nn.Module) -> Callable[[], object]:
+def _image_switch(visual: Any) -> Callable[[], object]:
     # open_clip's timm adapter turns a failure into a log line; asking the trunk itself keeps it a failure.
     tower = getattr(visual, "trunk", visual)
     return lambda: tower.set_grad_checkpointing(True)
 
 
-def _text_switch(text: nn.Module) -> Callable[[], object]:
+def _text_switch(text: Any) -> Callable[[], object]:
     transformer = text.transformer
-    if hasattr(transformer, "gradient_checkpointing_enable"):
-        # The reentrant kind loses all gradients where the embeddings below it are frozen.
-        return lambda: transformer.gradient_checkpointing_enable({"use_reentrant": False})
+    # transformers 5 renames it. The reentrant kind loses all gradients where the embeddings below it are frozen.
+    for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
+        if hasattr(transformer, name):
+            return partial(getattr(transformer, name), {"use_reentrant": False})
     return lambda: setattr(transformer, "grad_checkpointing", True)
 
 

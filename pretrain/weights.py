@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain import architecture, checkpoint, config
-from pretrain.compat import open_clip
+from pretrain.compat import Towers, open_clip
 from pretrain.errors import UserError
 
 PICKLED, SAFE = (".pt", ".pth", ".bin", ".ckpt"), (".safetensors",)
@@ -69,7 +69,7 @@ def origin(model: config.Model, towers: Mapping[str, Any]) -> Origin | None:
     return found
 
 
-def load(towers: nn.Module, found: Origin, name: str) -> Head:
+def load(towers: Towers, found: Origin, name: str) -> Head:
     """Put all weights into the towers but scale and bias, which are returned.
 
     Args:
@@ -181,7 +181,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     return stored
 
 
-def _converted(towers: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _converted(towers: Towers, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """What open_clip does to older and foreign names, and to position embeddings of another resolution or length."""
     factory = open_clip.factory
     tensors = factory.convert_state_dict(towers, tensors)

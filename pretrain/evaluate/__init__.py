@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from pretrain import checkpoint, config, model, named
+from pretrain.data import tokenizer
+from pretrain.data.evaluation import eval_loader
+from pretrain.data.patterns import expand
 from pretrain.errors import UserError
 from pretrain.evaluate.base import Setting, Task
 from pretrain.world import World
@@ -100,11 +103,9 @@ def measure(
 def _setting(
     encoder: model.DualEncoder, held_out: config.Data, world: World, batch_size: int, classes: Path | None
 ) -> Setting:
-    from pretrain.data import loader, tokenizer
-
     with world.together("opening the held-out shards"):
         tokenize = tokenizer.build(encoder.architecture.name)
-    batches = loader.eval_loader(held_out, world, encoder.image_spec, tokenize, batch_size)
+        batches = eval_loader(held_out, world, encoder.image_spec, tokenize, batch_size)
     return Setting(encoder, tokenize, batches, world, batch_size, classes)
 
 
@@ -117,8 +118,6 @@ def _held_out(data: config.Data, override: tuple[str, ...], workers: int) -> con
 
 def _classes(given: str | Path | None, data: config.Data) -> Path | None:
     """classes.json as given, or beside the first held-out shard, or in the folder above; None where there is none."""
-    from pretrain.data.index import expand
-
     if given is not None:
         return Path(given)
     if not data.eval:

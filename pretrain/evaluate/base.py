@@ -10,31 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pretrain.data.evaluation import EvalBatch
 from pretrain.model import DualEncoder
 from pretrain.world import World
 
 Tokenize = Callable[[list[str]], Tensor]
 """Texts -> [B, L] int64."""
-
-
-class EvalBatch(Protocol):
-    """Some of this rank's held-out samples."""
-
-    @property
-    def images(self) -> Tensor:
-        """[B, 3, H, W] uint8."""
-
-    @property
-    def captions(self) -> list[list[str]]:
-        """All captions of each sample."""
-
-    @property
-    def labels(self) -> list[int | None]:
-        """Class of each sample, where it has one."""
-
-    @property
-    def keys(self) -> Iterable[str]:
-        """Names, for messages."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Standing:
         free = (k - self.greater).clamp(min=0)
         missed = torch.ones(len(self.greater), dtype=torch.float64, device=self.greater.device)
         for place in range(k):
-            left = (self.ties - place).clamp(min=0) / (self.ties + self.equals - place).clamp(min=1)
+            left = (self.ties - place).clamp(min=0).double() / (self.ties + self.equals - place).clamp(min=1)
             missed *= torch.where(place < free, left, 1.0)
         return 1 - missed
 
@@ -108,10 +108,9 @@ def _standing(queries: Tensor, candidates: Tensor, relevance: Relevance) -> Stan
 
 def _pair_scores(queries: Tensor, candidates: Tensor, relevance: Relevance) -> Tensor:
     """[P] fp32: scores of the relevant pairs, as `rounded_scores` gives them."""
-    parts = [
-        (queries[query].double() * candidates[candidate].double()).sum(1).float()
-        for query, candidate in zip(
-            relevance.query.split(PAIR_BLOCK), relevance.candidate.split(PAIR_BLOCK), strict=True
-        )
-    ]
-    return torch.cat(parts) if parts else queries.new_empty(0, dtype=torch.float32)
+    scores = queries.new_empty(len(relevance.query), dtype=torch.float32)
+    for start in range(0, len(scores), PAIR_BLOCK):
+        part = slice(start, start + PAIR_BLOCK)
+        products = queries[relevance.query[part]].double() * candidates[relevance.candidate[part]].double()
+        scores[part] = products.sum(1)
+    return scores

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.data.evaluation import EvalBatch
 from pretrain.errors import UserError
 from pretrain.evaluate import ops
-from pretrain.evaluate.base import EvalBatch, Setting, split
+from pretrain.evaluate.base import Setting, split
 
 
 @dataclass(frozen=True)

@@ -55,10 +55,11 @@ def export(source: str | Path, out: str | Path, to: str, tower: Tower = "both", 
         temp.mkdir(parents=True)
         method.write(encoder, temp, tower)
         parity = method.check(encoder, temp)
-        facts = {"source": str(folder), "step": int(folder.resolve().name.rpartition("_")[2]), "average": average}
-        (temp / "parity.json").write_text(json.dumps(facts | {"format": to, "parity": parity}, indent=1) + "\n")
+        step = int(folder.resolve().name.rpartition("_")[2])
+        facts = {"format": to, "source": str(folder), "step": step, "average": average, "parity": parity}
+        (temp / "parity.json").write_text(json.dumps(facts, indent=1) + "\n")
         os.replace(temp, out)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return Report(folder=str(out), format=to, size_bytes=size, parity=parity, **facts)
+    return Report(str(out), to, str(folder), step, average, size, parity)

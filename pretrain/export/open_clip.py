@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pretrain.compat import open_clip
+from pretrain.compat import Towers, open_clip
 from pretrain.data import tokenizer, transforms
 from pretrain.errors import UserError
 from pretrain.export.base import TEXTS, Tower, differences, probe_images
@@ -117,7 +117,7 @@ def there(folder: Path, images: list[Image.Image]) -> dict[str, Tensor]:
     return {"pixels": pixels, "tokens": tokens} | features | _head(towers)
 
 
-def _head(towers: torch.nn.Module) -> dict[str, Tensor]:
+def _head(towers: Towers) -> dict[str, Tensor]:
     named = {"logit_scale": towers.logit_scale, "logit_bias": towers.logit_bias}
     return {name: value.detach().reshape(1) for name, value in named.items() if value is not None}
 
@@ -134,7 +134,7 @@ def _in_fresh_process(folder: Path, place: Path) -> dict[str, Tensor]:
 
 def _main(folder: str, place: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
-    images = [Image.open(path) for path in sorted(Path(place).glob("*.png"))]
+    images: list[Image.Image] = [Image.open(path) for path in sorted(Path(place).glob("*.png"))]
     found = there(Path(folder), images)
     save_file({name: value.clone().contiguous() for name, value in found.items()}, Path(place) / "there.safetensors")
 
