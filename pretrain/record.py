@@ -34,7 +34,7 @@ _VARIABLES = (
     *("LOCAL_", "GROUP_", "ROLE_", "NVIDIA", "CUBLAS", "CUDNN", "FI_", "UCX_", "OMPI_", "LD_LIBRARY_PATH", "PYTHON"),
     *("HF_", "WANDB", "SKYPILOT", "KUBERNETES", "HOSTNAME", "KMP_", "MALLOC_", "LD_PRELOAD", "DS_"),
 )
-_SECRET = re.compile(r"key|token|secret|passw|credential|auth|cookie|signature|private", re.IGNORECASE)
+_SECRET = re.compile(r"key|token|secret|passw|credential|auth(?!or)|cookie|signature|private", re.IGNORECASE)
 _URL_LOGIN = re.compile(r"(\w+://)[^/\s@]+@")
 _DIFF_LIMIT, _GIT_S = 1_000_000, 20
 

@@ -75,6 +75,7 @@ def test_no_secret_reaches_the_record(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_short_secrets_of_variables_are_left_out_too() -> None:
     found = record.redact_variables({"HF_TOKEN": "abc", "WANDB_API_KEY": "k", "RANK": "0", "HOME": "/root"})
+    assert record.secrets({"GIT_AUTHOR_NAME": "pretrain", "MY_AUTH": "pretrain2"}) == ["pretrain2"]
     assert found == {"HF_TOKEN": "(redacted)", "RANK": "0", "WANDB_API_KEY": "(redacted)"}
 
 
