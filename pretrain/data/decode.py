@@ -6,7 +6,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 1 << 26
 """Larger images (8192 x 8192) are refused after their header, before anything is unpacked."""
@@ -37,6 +37,8 @@ def decode(data: bytes) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(image))
         except (BadSample, MemoryError):
             raise
+        except UnidentifiedImageError:  # its own text holds a memory address, and reasons must be the same everywhere
+            raise BadSample(f"the image does not decode: it is none of {', '.join(FORMATS)}") from None
         except Exception as error:  # decoders raise a dozen types, SyntaxError and struct.error among them
             raise BadSample(
                 f"the image does not decode: {type(error).__name__}: {' '.join(str(error).split())}"

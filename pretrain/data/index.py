@@ -203,7 +203,7 @@ def _known(path: str, index_path: str) -> Shard | None:
         if head.pop("format") != _FORMAT:
             return None
         shard = Shard(path=path, index_path=index_path, **head | {"suffixes": tuple(head["suffixes"])})
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return None  # another version's, or cut short: it is made again
     expected = 4 * (shard.samples + 1) + 18 * shard.members + shard.key_bytes
     fresh = (shard.size, shard.mtime_ns, expected) == (stat.st_size, stat.st_mtime_ns, whole)

@@ -125,7 +125,7 @@ def write_shards(folder: Path, pairs: Iterable[Pair], samples_per_shard: int) ->
 
     Key = shard number and place in it, as img2dataset has it; no name, time or owner of this machine goes in.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     shard, tar = -1, None
     with contextlib.ExitStack() as closing:
         for number, pair in enumerate(pairs):
@@ -167,7 +167,6 @@ def _pack(
             yield pair
 
     with _whole(out) as folder:
-        folder.rmdir()
         shards = write_shards(folder, pairs(), samples_per_shard)
         if not packed:
             raise UserError(f"pack: no pair of image and caption was found{', ' + skipped[0] if skipped else ''}")
