@@ -72,6 +72,14 @@ def test_a_nearly_converged_loss_keeps_its_last_bits():
     assert (found - wanted).abs() <= 2 * ((torchs - wanted).abs() + torch.finfo(torch.float32).eps)
 
 
+def test_the_logarithm_divides_by_the_positive_first():
+    """A sum 2e-6 above the positive's own exponential, at logits where one fp32 step is up to 4e-6."""
+    positives = torch.linspace(-50, 70, 1000)
+    sums = (positives.double().exp() * (1 + 2e-6)).float()
+    losses = ops._cross_entropy(sums, positives, torch.tensor(0.0))
+    assert (losses.double() - 2e-6).abs().max() < 4 * torch.finfo(torch.float32).eps
+
+
 def test_the_common_shift_serves_what_training_meets(monkeypatch):
     """Three times the cost would be paid in silence: at CLIP's ceiling of 100 ordinary features must not need it."""
 

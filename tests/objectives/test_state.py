@@ -18,7 +18,7 @@ def fed(queue, *sizes):
     return queue
 
 
-@pytest.mark.parametrize("sizes", [(2,), (5,), (2, 2), (3, 3, 3), (5, 1), (12,), (4, 13), (0, 2)])
+@pytest.mark.parametrize("sizes", [(2,), (5,), (2, 2), (3, 3, 3), (5, 1), (12,), (4, 13), (4, 13, 2), (0, 2)])
 def test_it_holds_the_last_ones(sizes):
     queue = fed(Queue(5, 3), *sizes)
     last = set(range(sum(sizes)))
