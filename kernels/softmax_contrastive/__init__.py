@@ -55,10 +55,7 @@ def softmax_contrastive(
     Source: Radford et al. 2021, fig. 3 (arXiv:2103.00020); the sums instead of two log-softmaxes are this project's.
     """
     tiling.check(rows, columns, scale=scale)
-    wanted = [()] if column_shift is None else [(len(rows),), (len(columns),)]
-    found = [tuple(s.shape) for s in (shift, column_shift) if s is not None]
-    if found != wanted:
-        raise ValueError(f"shift shapes {found} must be {wanted} for {len(rows)} rows and {len(columns)} columns")
+    _check_shifts(len(rows), len(columns), shift, column_shift)
     form = reference.softmax_contrastive if impl == "reference" else blockwise.softmax_contrastive
     return form(rows, columns, scale, shift, column_shift, offset)
 
@@ -78,3 +75,10 @@ def softmax_maxima(rows: Tensor, columns: Tensor, scale: Tensor, impl: Impl = "a
     tiling.check(rows, columns, scale=scale)
     form = reference.softmax_maxima if impl == "reference" else blockwise.softmax_maxima
     return form(rows, columns, scale)
+
+
+def _check_shifts(rows: int, columns: int, shift: Tensor, column_shift: Tensor | None) -> None:
+    wanted = [()] if column_shift is None else [(rows,), (columns,)]
+    found = [tuple(s.shape) for s in (shift, column_shift) if s is not None]
+    if found != wanted:
+        raise ValueError(f"shift shapes {found} must be {wanted} for {rows} rows and {columns} columns")
