@@ -102,3 +102,11 @@ def test_replacements_depend_on_the_attempt() -> None:
     drawn = [order.replacement(5, attempt) for attempt in range(1, 17)]
     assert len(set(drawn)) > 12
     assert drawn == [Order([1000], 0, True, 1000).replacement(5, attempt) for attempt in range(1, 17)]
+
+
+def test_a_short_tail_joins_the_window_before_it() -> None:
+    order = Order([10] * 5, 0, True, 20)
+    shards = [order.number(p) // 10 for p in range(50)]
+    assert len(set(shards[:20])) == 2
+    assert len(set(shards[20:])) == 3
+    assert len(set(shards[20:40])) == 3, "the last shard is not left to itself"
