@@ -45,7 +45,6 @@ def evaluate(
     Args:
         source: run folder (its newest good checkpoint) or checkpoint folder.
         task: a name of `names()`, or a module with a dot in its name.
-        world: the ranks that share the work.
         average: whether to take the averaged weights; None: where there are any.
         data: held-out shards; default: the run's data.eval.
         classes: for zero_shot; default: classes.json beside the shards or in the folder above them.
@@ -53,10 +52,7 @@ def evaluate(
         workers: decoding processes per rank.
 
     Returns:
-        The metrics after task, checkpoint, step, average and data, the same on every rank.
-
-    Raises:
-        UserError: source, task, data or classes cannot be used; the same on every rank.
+        task, checkpoint, step, average, data, then the metrics; as its errors (UserError), the same on every rank.
     """
     started = time.monotonic()
     with world.together(f"opening {source}"):
@@ -71,10 +67,7 @@ def evaluate(
     result = facts | {"data": list(held_out.eval), "world_size": world.size} | dict(metrics)
     with world.together(f"writing the result of {task}"):
         if world.is_main:
-            # A result of the plain weights must not hide the one of their average.
-            plain = "_plain" if checkpoint.has_average(folder) and not average else ""
-            path = folder.resolve().parent.parent / "eval" / f"{task}_{_step(folder):08d}{plain}.json"
-            _write(path, result | {"seconds": round(time.monotonic() - started, 3)})
+            _write(folder, result | {"seconds": round(time.monotonic() - started, 3)})
     return result
 
 
@@ -130,7 +123,10 @@ def _step(folder: Path) -> int:
     return int(folder.resolve().name.rpartition("_")[2])
 
 
-def _write(path: Path, result: dict[str, Any]) -> None:
+def _write(folder: Path, result: dict[str, Any]) -> None:
+    # A result of the plain weights must not hide the one of their average.
+    plain = "_plain" if checkpoint.has_average(folder) and not result["average"] else ""
+    path = folder.resolve().parent.parent / "eval" / f"{result['task']}_{result['step']:08d}{plain}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{os.getpid()}")
     temp.write_text(json.dumps(result, indent=1) + "\n")
