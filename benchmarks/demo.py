@@ -73,11 +73,11 @@ def demonstrate(config: Path, out: Path) -> Summary:
         steps=records[-1]["step"],
         samples_per_s=round(speeds[len(speeds) // 2], 1),
         zero_shot_top1=round(zero_shot["top1"], 4),
-        retrieval_r1=round((retrieval["image_to_text_r1"] + retrieval["text_to_image_r1"]) / 2, 4),
+        retrieval_r1=round((retrieval["image_to_text_recall@1"] + retrieval["text_to_image_recall@1"]) / 2, 4),
         killed_after_step=stopped_at,
         resumed_from_step=resumed_from(killed),
         resume_equal=same_files(newest(calm), newest(killed)),
-        export_parity=bool(export["parity"]),
+        export_parity=not any(export["parity"]["largest_difference"].values()),
         seconds=round(time.monotonic() - started, 1),
         files=str(out.resolve()),
     )
@@ -93,7 +93,16 @@ def ranks(*args: object) -> str:
     return run([*TORCHRUN, "-m", "pretrain", *map(str, args)])
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--max-restarts", "1"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--nproc-per-node",
+    "2",
+    "--standalone",
+    "--max-restarts",
+    "1",
+]
 
 
 def run(command: list[str]) -> str:

@@ -30,7 +30,7 @@ class Data:
     workers: int = free(2)
     """Decoding processes per rank; 0 decodes in the training process. Never changes what a batch holds."""
     prefetch: int = free(2)
-    """Batches that each worker keeps ready."""
+    """Batches that the workers keep ready."""
     shuffle: bool = True
     """Off: samples come in the order of the shards, every epoch."""
     shuffle_window: int = 50_000

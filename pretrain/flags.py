@@ -22,7 +22,8 @@ def parse(schema: type[T], args: Sequence[str], prog: str, default: T) -> T:
     """
     import tyro
 
-    return _run(schema, args, prog, default=default, config=(tyro.conf.FlagConversionOff,))
+    parsed: T = _run(schema, args, prog, default=default, config=(tyro.conf.FlagConversionOff,))
+    return parsed
 
 
 def command(function: Callable[..., T], args: Sequence[str], prog: str) -> T:

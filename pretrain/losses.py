@@ -139,7 +139,7 @@ class SigLipLoss(nn.Module):
 
 
 def _exchange(rank: int, world_size: int) -> Exchange:
-    return Gather(rank, world_size) if world_size > 1 else Local()
+    return Gather(rank, world_size, checked=True) if world_size > 1 else Local()
 
 
 def _pairs(

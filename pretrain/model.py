@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from pretrain import architecture, checkpoint, config, freeze, precision, recompute, weights
 from pretrain.architecture import Architecture
@@ -87,6 +88,12 @@ class DualEncoder(nn.Module):
         for name in self._still:
             self.towers.get_submodule(name).eval()
         return self
+
+    @property
+    def has_batch_norms(self) -> bool:
+        """Whether features of a row depend on the other rows of the pass: norms over the batch that are not locked."""
+        names = {name for name, module in self.towers.named_modules() if isinstance(module, _NormBase)}
+        return bool(names - self._still)
 
     @staticmethod
     def tower_of(parameter_name: str) -> Tower:

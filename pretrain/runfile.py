@@ -30,9 +30,10 @@ def load(path: str | Path | None, args: list[str]) -> Run:
     choices, args = _choices(tree.pop("objective", "clip"), args)
     schema, default = _schema([choice["name"] for choice in choices])
     written = _flatten(tree) + _flatten({"objective": {c["name"]: _without(c, "name") for c in choices}})
-    _check_names(schema, written, f" in {path}")
-    _check_names(schema, args, " on the command line")
-    parsed = flags.parse(schema, [*written, *args], "pretrain train CONFIG", default)
+    known = dict(_knobs(default))
+    _check_names(known, written, f" in {path}")
+    _check_names(known, args, " on the command line")
+    parsed = flags.parse(schema, _spelled(known, [*written, *args]), "pretrain train CONFIG", default)
     values = {item.name: getattr(parsed, item.name) for item in dataclasses.fields(Run)}
     objective = tuple(Choice(c["name"], getattr(parsed.objective, _field(c["name"]))) for c in choices)
     return Run(**values | {"objective": objective})
@@ -88,44 +89,56 @@ def _schema(names: list[str]) -> tuple[type, Any]:
         kw_only=True,
     )
     body = {"__annotations__": {"objective": parts}, "objective": dataclasses.field(default_factory=parts)}
-    schema = type("Run", (Run,), body | {"__doc__": Run.__doc__, "__post_init__": lambda self: None})
+    schema: Any = type("Run", (Run,), body | {"__doc__": Run.__doc__, "__post_init__": lambda self: None})
     schema = dataclasses.dataclass(frozen=True, kw_only=True)(schema)
     return schema, schema()
 
 
-def _check_names(schema: type, args: list[str], where: str) -> None:
-    known = dict(_knobs(schema()))
+def _check_names(known: dict[str, str], args: list[str], where: str) -> None:
     for arg in args:
-        name = arg.removeprefix("--").replace("-", "_")
-        if not arg.startswith("--") or name in known or name in ("help", "h"):
+        name = _name(arg)
+        if not arg.startswith("--") or name in known or name == "help":
             continue
         if any(knob.startswith(f"{name}.") for knob in known):
             raise UserError(f"{name} is a section{where}: set one of its knobs, such as {_nearest(name, known)}")
         raise UserError(f"{name} is not a knob{where}; did you mean {_nearest(name, known)}?")
 
 
-def _nearest(name: str, known: dict[str, Any]) -> str:
-    same_section = [knob for knob in known if knob.rpartition(".")[0] == name.rpartition(".")[0]]
-    leaf = {knob.rpartition(".")[2]: knob for knob in reversed(known)}
-    words = difflib.get_close_matches(name.rpartition(".")[2], leaf, 1, 0.7)
+def _spelled(known: dict[str, str], args: list[str]) -> list[str]:
+    """Truth and absence as Python spells them, where YAML and people write true, false, none or null."""
+    spelled, kind = [], ""
+    for arg in args:
+        kind = known.get(_name(arg), "") if arg.startswith("--") else kind
+        truth = {"true": "True", "false": "False"} if kind == "bool" else {}
+        absence = {"none": "None", "null": "None"} if kind.endswith("None") else {}
+        spelled.append((truth | absence).get(arg.lower(), arg))
+    return spelled
+
+
+def _name(arg: str) -> str:
+    return arg.removeprefix("--").replace("-", "_")
+
+
+def _nearest(name: str, known: dict[str, str]) -> str:
+    inside = [knob for knob in known if knob.startswith(f"{name}.")]
     close = difflib.get_close_matches(name, list(known), 1, 0.8)
-    return (
-        close
-        or [leaf[word] for word in words]
-        or same_section
-        or [k for k in known if k.startswith(name)]
-        or list(known)
-    )[0]
+    by_last_word = {knob.rpartition(".")[2]: knob for knob in reversed(known)}
+    words = [by_last_word[word] for word in difflib.get_close_matches(name.rpartition(".")[2], by_last_word, 1, 0.7)]
+    same_section = [knob for knob in known if knob.rpartition(".")[0] == name.rpartition(".")[0]]
+    return (inside or close or words or same_section or list(known))[0]
 
 
-def _knobs(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every leaf."""
+def _knobs(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, type as written) of every leaf."""
     for item in dataclasses.fields(section):
         value = getattr(section, item.name)
         if dataclasses.is_dataclass(value):
             yield from _knobs(value, f"{prefix}{item.name}.")
         else:
-            yield f"{prefix}{item.name}", value
+            yield (
+                f"{prefix}{item.name}",
+                item.type if isinstance(item.type, str) else getattr(item.type, "__name__", ""),
+            )
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "--") -> list[str]:

@@ -37,7 +37,7 @@ def cached_step(
             cached.append(engine.forward(part))
     leaves = join(cached)
     terms = loss_terms(objectives, Pairs(leaves, exchange, batch.ids))
-    total(terms).backward()
+    torch.autograd.backward(total(terms))
     start = 0
     for part, replay in zip(parts, replays, strict=True):
         last = start + len(part) == len(batch)

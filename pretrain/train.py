@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
@@ -17,12 +18,11 @@ from pretrain import checkpoint, engines, exchange, objectives, optim, record, r
 from pretrain.checkpoint import State
 from pretrain.config import Run, check_world
 from pretrain.data import tokenizer
-from pretrain.data.loader import Loader, combine, row_digests, train_loader
-from pretrain.data.reader import open_source
+from pretrain.data.loader import Loader, combine, row_digests, train_loader, train_source
 from pretrain.ema import Average
 from pretrain.errors import Stopped, UserError
 from pretrain.metrics import Meter
-from pretrain.model import build
+from pretrain.model import DualEncoder, build
 from pretrain.signals import StopRequest
 from pretrain.sinks import Sinks, open_sinks
 from pretrain.values import Batch, Features, StepReport, Terms
@@ -54,11 +54,12 @@ class Training:
         self.run, self.world = run, world
         self.step, self.skipped, self.saved_at = 0, 0, time.monotonic()
         with world.together("building the run"):
-            self.source = open_source(run.data, "train")
             self.objectives = [objectives.find(choice.name)(choice.options) for choice in run.objective]
             self.model = build(run.model, self.objectives, run.seed, world.device)
+            self.source = train_source(run.data, world, self.model.image_spec)
             self.tokenize = tokenizer.build(self.model.architecture.name)
             self.exchange = exchange.find(run.exchange, world.size)(world.rank, world.size)
+            refuse_inexact(run, self.model, world)
         self.engine = engines.find(run.engine, world.size)(self.model, run.optim, world)
         self.average = Average(self.model.towers, run.optim.ema_decay) if run.optim.ema_decay is not None else None
         seed.seed_everything(run.seed, world.rank)
@@ -67,17 +68,17 @@ class Training:
         """Every remaining step."""
         with self.loader() as loader, self.sinks() as sinks:
             meter = Meter(self.world, self.skipped)
-            for batch in loader:
+            for batch, waited_s in self.batches(loader):
                 lr = optim.learning_rate(self.run.optim, self.samples, self.total_samples, self.run.train.global_batch)
                 terms, features = self.forward_backward(batch)
                 norms = self.engine.step(lr, self.run.optim.clip_norm)
                 if self.average is not None:
                     self.average.update(self.model.towers)
                 self.step += 1
-                meter.step(self.run.train.global_batch, batch.skips, loader.take_wait())
+                meter.step(self.run.train.global_batch, batch.skips, waited_s)
                 if self.step % self.run.log.every_steps == 0 or self.samples == self.total_samples:
                     self.tell(sinks, meter, batch, StepReport.of(terms, features, norms), lr)
-                self.save_or_stop(stop, sinks)
+                self.save_or_stop(stop, sinks, meter)
 
     def forward_backward(self, batch: Batch) -> tuple[Terms, Features]:
         """The plain step where a rank's rows fit in memory, the cached-feature step where they do not."""
@@ -109,20 +110,22 @@ class Training:
         """Hash of the global batch's keys, pixels and tokens; the same for any number of ranks."""
         return combine([row for rows in self.world.share(row_digests(batch)) for row in rows])
 
-    def save_or_stop(self, stop: StopRequest, sinks: Sinks) -> None:
+    def save_or_stop(self, stop: StopRequest, sinks: Sinks, meter: Meter) -> None:
         """Save when it is time, at the end, or when some rank was asked to stop: decided alike on every rank."""
         save, done = self.run.checkpoint, self.samples == self.total_samples
         late = save.every_minutes is not None and time.monotonic() - self.saved_at >= 60 * save.every_minutes
         stopping, late = self.world.any(stop.received is not None, late)
         due = save.every_steps is not None and self.step % save.every_steps == 0
         if stopping or late or due or done:
-            self.save()
+            with meter.clock.paused():
+                sinks.skips(meter.take_skips())
+                self.skipped = meter.skipped
+                self.save()
             sinks.event("saved", step=self.step)
         if stopping and not done:
             sinks.event("stopped", step=self.step, signal=stop.received)
-            raise Stopped(
-                f"{stop.received or 'a signal to another rank'} came: saved after step {self.step}, start again to go on"
-            )
+            came = stop.received or "a signal to another rank"
+            raise Stopped(f"{came} came: saved after step {self.step}, start again to go on")
 
     def save(self) -> None:
         """A checkpoint of this moment; older ones are pruned once it is safe on disk."""
@@ -155,9 +158,8 @@ class Training:
         state = checkpoint.load(found, self.world)
         for fact, now in self.facts().items():
             if state.facts.get(fact) != now:
-                raise UserError(
-                    f"{found}: the {fact} is not what it was ({state.facts.get(fact)}, now {now}): restore it, or use another name"
-                )
+                was = state.facts.get(fact)
+                raise UserError(f"{found}: {fact} was {was} and is {now} now: restore it, or use another name")
         self.step, self.skipped = state.step, state.facts["skipped"]
         self.engine.load(state.weights, state.optimizer)
         if self.average is not None and state.average is not None:
@@ -168,7 +170,18 @@ class Training:
     def loader(self) -> Loader:
         """This rank's part of every remaining global batch."""
         spec, window = self.model.image_spec, (self.samples, self.total_samples)
-        return train_loader(self.run, self.world, self.source, spec, self.tokenize, *window)
+        return train_loader(self.run, self.world, spec, self.tokenize, *window, self.source)
+
+    def batches(self, loader: Loader) -> Iterator[tuple[Batch, float]]:
+        """Every batch with the seconds waited for it; what stops the data of one rank stops all, with its reason."""
+        batches, waited_s = iter(loader), loader.wait_s
+        while True:
+            with self.world.together("reading data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch, loader.wait_s - waited_s
+            waited_s = loader.wait_s
 
     def sinks(self) -> Sinks:
         """Where numbers go; the start itself is an event, with the process that each rank is."""
@@ -177,6 +190,16 @@ class Training:
             record.append(self.run.path, record.environment(self.run))
         sinks.event("start", step=self.step, ranks=self.world.size, pids=self.world.share(os.getpid()))
         return sinks
+
+
+def refuse_inexact(run: Run, model: DualEncoder, world: World) -> None:
+    """Refuse a cached-feature step that could not give the gradients of the plain one."""
+    share, micro_batch = run.train.global_batch // world.size, run.train.micro_batch
+    if model.has_batch_norms and micro_batch is not None and micro_batch < share:
+        raise UserError(
+            f"train.micro_batch {micro_batch}: model.name {run.model.name} has BatchNorm, whose rows depend on each "
+            f"other; leave it at {share} (a rank's share), lock the tower, or take a model without"
+        )
 
 
 def use_threads(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,8 +66,8 @@ def _evaluate(
     from pretrain.world import join
 
     with join(timeout_s=600.0) as world:
-        options = {"data": data, "classes": classes, "batch_size": batch_size, "workers": workers}
-        result = evaluate(source, task, average=_AVERAGE[average], world=world, **options)
+        how = partial(evaluate, source, task, average=_AVERAGE[average], world=world)
+        result = how(data=data, classes=classes, batch_size=batch_size, workers=workers)
         if world.is_main:
             show(result, json)
 

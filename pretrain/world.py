@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,20 +45,19 @@ class World:
             yield
         except Exception as error:
             own = error
+        if not self.any(own is not None)[0]:
+            return
         found = self.share(_Failure.of(own, self.rank))
-        first = next((failure for failure in found if failure), None)
-        if isinstance(own, UserError) or (own is not None and not isinstance(own, OSError)):
+        if own is not None and not isinstance(own, UserError | OSError):
             raise own
-        if first is not None and first.is_users:
-            raise UserError(f"{doing}: {first.message}" if isinstance(own, OSError) else first.message) from own
-        if first is not None:
-            raise RuntimeError(f"rank {first.rank} failed while {doing}: {first.message}")
+        first: _Failure = next(failure for failure in found if failure)
+        raise first.as_error(doing) from own
 
-    def share(self, item: object) -> list:
+    def share(self, item: Any) -> list[Any]:
         """`item` of every rank, in rank order; a small picklable value."""
         if self.size == 1:
             return [item]
-        items: list[object] = [None] * self.size
+        items: list[Any] = [None] * self.size
         dist.all_gather_object(items, item)
         return items
 
@@ -119,10 +119,19 @@ def join(timeout_s: float) -> Iterator[World]:
 class _Failure:
     rank: int
     message: str
-    is_users: bool
+    kind: type[Exception]
 
     @staticmethod
     def of(error: Exception | None, rank: int) -> _Failure | None:
         if error is None:
             return None
-        return _Failure(rank, str(error) or type(error).__name__, isinstance(error, UserError | OSError))
+        kind = next((kind for kind in (UserError, OSError) if isinstance(error, kind)), RuntimeError)
+        return _Failure(rank, str(error) or type(error).__name__, kind)
+
+    def as_error(self, doing: str) -> Exception:
+        """The error that every rank raises: the user's is told as it is, a failing disk or file with what was done."""
+        if self.kind is UserError:
+            return UserError(self.message)
+        if self.kind is OSError:
+            return UserError(f"{doing}: {self.message}")
+        return RuntimeError(f"rank {self.rank} failed while {doing}: {self.message}")

@@ -77,7 +77,9 @@ def test_bf16_towers_really_compute_in_bf16() -> None:
     difference = (half.encode_image(images) - full.encode_image(images)).abs().max()
     assert 1e-4 < difference < 3e-2
     seen = []
-    half.towers.visual.transformer.resblocks[0].mlp.c_fc.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    half.towers.visual.transformer.resblocks[0].mlp.c_fc.register_forward_hook(
+        lambda _, __, out: seen.append(out.dtype)
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = half(images, texts)
     assert seen == [torch.bfloat16]

@@ -45,6 +45,15 @@ def test_numbers_that_yaml_reads_as_text(tmp_path: Path) -> None:
     assert runfile.load(path, []).optim.lr == 3e-4
 
 
+def test_truth_and_absence_as_people_write_them(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL | {"log": {"wandb": True}, "checkpoint": {"every_minutes": None}})
+    run = runfile.load(
+        path, ["--data.flip", "true", "--log.wandb=false", "--optim.clip-norm", "none", "--name", "none"]
+    )
+    assert (run.data.flip, run.log.wandb, run.optim.clip_norm, run.name) == (True, False, None, "none")
+    assert run.checkpoint.every_minutes is None
+
+
 @pytest.mark.parametrize(
     ("written", "names"),
     [
@@ -92,7 +101,10 @@ MISTAKES = {
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_one_line_that_names_field_and_rule(case: str, tmp_path: Path) -> None:
     tree, flags, *expected = MISTAKES[case]
-    merged = {key: MINIMAL.get(key, {}) | tree[key] if isinstance(tree.get(key), dict) else tree.get(key, MINIMAL.get(key)) for key in MINIMAL | tree}
+    merged = {
+        key: MINIMAL.get(key, {}) | tree[key] if isinstance(tree.get(key), dict) else tree.get(key, MINIMAL.get(key))
+        for key in MINIMAL | tree
+    }
     with pytest.raises(UserError) as caught:
         runfile.load(write(tmp_path, merged), flags)
     said = str(caught.value)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from pretrain import named
+from pretrain.config import Optim
 from pretrain.engines.base import Engine
+from pretrain.model import DualEncoder
+from pretrain.world import World
+
+Make = Callable[[DualEncoder, Optim, World], Engine]
 
 
 def names() -> list[str]:
@@ -13,7 +19,7 @@ def names() -> list[str]:
     return named.names(sys.modules[__name__])
 
 
-def find(name: str, world_size: int) -> type[Engine]:
+def find(name: str, world_size: int) -> Make:
     """The engine class of a file; 'auto' is single for one process and ddp for more. UserError where there is none."""
     automatic = "single" if world_size == 1 else "ddp"
     return named.find(sys.modules[__name__], automatic if name == "auto" else name, Engine)

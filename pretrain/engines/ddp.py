@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -11,6 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from pretrain.engines.single import Single
 from pretrain.model import DualEncoder
 
+log = logging.getLogger(__name__)
+
 
 class Ddp(Single):
     """See `base.Engine`."""
@@ -19,7 +22,11 @@ class Ddp(Single):
     wrapped: DistributedDataParallel
 
     def wrap(self, model: DualEncoder) -> nn.Module:
-        norms = any(isinstance(module, nn.modules.batchnorm._NormBase) for module in model.modules())
+        norms = model.has_batch_norms
+        if norms:
+            log.warning(
+                "the towers have BatchNorm, which normalises over each rank's rows: results depend on the ranks"
+            )
         device_ids = [self.world.device] if self.world.device.type == "cuda" else None
         return DistributedDataParallel(
             model, device_ids=device_ids, broadcast_buffers=norms, gradient_as_bucket_view=True

@@ -36,14 +36,15 @@ class Single:
         return model
 
     def forward(self, batch: Batch) -> Features:
-        return self.wrapped(batch.images, batch.texts)
+        features: Features = self.wrapped(batch.images, batch.texts)
+        return features
 
     @contextmanager
     def averaging(self, on: bool) -> Iterator[None]:
         yield
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        torch.autograd.backward(loss)
 
     def step(self, lr: float, clip_norm: float | None) -> GradNorms:
         norms = optim.grad_norms(self.model.towers, self.model.tower_of)

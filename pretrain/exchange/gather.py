@@ -22,7 +22,7 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 class Gather:
     """The exchange of a run on a few to a few thousand ranks."""
 
-    def __init__(self, rank: int, size: int, group: Group = None, checked: bool = True) -> None:
+    def __init__(self, rank: int, size: int, group: Group = None, checked: bool = False) -> None:
         """Take part in the collectives of a process group.
 
         Args:
@@ -30,7 +30,7 @@ class Gather:
             size: of the group.
             group: default: all processes.
             checked: compare the ranks' shapes before every gather, which costs one small collective and, on a GPU, a
-                wait for it. A caller whose batches are equal by construction turns it off after its first step.
+                wait for it; for callers whose batches are not equal by construction.
         """
         self.rank, self.size, self.group, self.checked = rank, size, group, checked
 
