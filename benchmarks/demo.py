@@ -119,7 +119,7 @@ def train_and_kill(folder: Path, after_step: int, *args: object) -> int:
     show(command)
     with subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL) as job:
         while job.poll() is None and not any(record["step"] >= after_step for record in metrics(folder)):
-            time.sleep(0.05)
+            time.sleep(0.5)
         victim = next(event["pids"][1] for event in events(folder) if event["event"] == "start")
         os.kill(victim, signal.SIGKILL)
         reached = metrics(folder)[-1]["step"]

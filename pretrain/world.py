@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.errors import UserError
+from pretrain.rendezvous import fresh_store
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def join(timeout_s: float) -> Iterator[World]:
         torch.cuda.set_device(device)
     if size > 1:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
+        store, timeout = fresh_store(rank, size, timeout_s), timedelta(seconds=timeout_s)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield World(rank, size, local_rank, device)
     finally:

@@ -28,6 +28,8 @@ def worker_loader(dataset: Dataset[Any], indices: Iterable[Any], data: Data, dev
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         worker_init_fn=_ignore_signals,
+        # The seed that a DataLoader draws at its start must not come from the stream of the towers' dropout.
+        generator=torch.Generator(),
     )
 
 

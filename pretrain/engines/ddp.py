@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -28,9 +30,12 @@ class Ddp(Single):
                 "the towers have BatchNorm, which normalises over each rank's rows: results depend on the ranks"
             )
         device_ids = [self.world.device] if self.world.device.type == "cuda" else None
-        return DistributedDataParallel(
-            model, device_ids=device_ids, broadcast_buffers=norms, gradient_as_bucket_view=True
-        )
+        # torch 2.13 renames the option and warns about the name that every earlier release has.
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers: dict[str, Any] = {
+            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": norms
+        }
+        return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True, **buffers)
 
     @contextmanager
     def averaging(self, on: bool) -> Iterator[None]:
