@@ -65,8 +65,8 @@ def demonstrate(config: Path, out: Path) -> Summary:
     ranks("train", config, "--name", calm.name, *data)
     records = metrics(calm)
     stopped_at = train_and_kill(killed, len(records) and records[-1]["step"] // 2, config, "--name", killed.name, *data)
-    zero_shot = json.loads(ranks("evaluate", killed, "--task", "zero_shot", "--json"))
-    retrieval = json.loads(ranks("evaluate", killed, "--task", "retrieval", "--json"))
+    zero_shot = json.loads(pretrain("evaluate", killed, "--task", "zero_shot", "--json"))
+    retrieval = json.loads(pretrain("evaluate", killed, "--task", "retrieval", "--json"))
     export = json.loads(pretrain("export", killed, out / "open_clip", "--to", "open_clip", "--json"))
     speeds = sorted(record["samples_per_s"] for record in records if record["samples_per_s"])
     return Summary(
