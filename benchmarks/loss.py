@@ -21,7 +21,7 @@ from pretrain.losses import ClipLoss, SigLipLoss
 CPU_SIZES, GPU_SIZES = (2048, 4096, 8192), (8192, 16384, 32768)
 PAIRS: dict[str, tuple[type, type]] = {
     "clip": (open_clip.ClipLoss, ClipLoss),
-    "siglip": (open_clip.SigLipLoss, SigLipLoss),
+    "siglip": (open_clip.loss.SigLipLoss, SigLipLoss),
 }
 
 

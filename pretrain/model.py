@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from pretrain import architecture, checkpoint, config, freeze, precision, recompute, weights
-from pretrain.architecture import Architecture
+from pretrain import checkpoint, config, precision
 from pretrain.compat import Towers, open_clip
 from pretrain.data import transforms
 from pretrain.errors import UserError
-from pretrain.head import Head, Wanted, choose
+from pretrain.towers import architecture, freeze, recompute, weights
+from pretrain.towers.architecture import Architecture
+from pretrain.towers.head import Head, Wanted, choose
 from pretrain.values import Features
 
 Tower = Literal["image", "text", "head"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -13,12 +13,14 @@ Precision = Literal["fp32", "bf16"]
 
 def towers(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
     """Arithmetic of the towers: bf16 matrix products under autocast (weights stay fp32), or plain fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else full_precision(device)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
     """An island inside which autocast changes nothing: for norms, scale and loss."""
-    return torch.autocast(device.type, enabled=False)
+    # A device without autocast (meta) computes as it is told anyway.
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def at_least_fp32(values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from pretrain.engines.base import Engine
 from pretrain.exchange.base import Exchange
 from pretrain.objectives.base import Objective
+from pretrain.precision import full_precision
 from pretrain.seed import Replay
 from pretrain.values import Batch, Features, Pairs, Terms
 
@@ -50,7 +51,7 @@ def cached_step(
 def loss_terms(objectives: list[Objective], pairs: Pairs) -> Terms:
     """Every objective's terms, in fp32 whatever surrounds it; a name that two of them use is prefixed."""
     terms: Terms = {}
-    with torch.autocast(pairs.image.device.type, enabled=False):
+    with full_precision(pairs.image.device):
         for objective in objectives:
             for name, term in objective(pairs).items():
                 terms[name if name not in terms else f"{type(objective).__name__.lower()}/{name}"] = term

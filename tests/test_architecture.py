@@ -47,8 +47,8 @@ MAY_IMPORT = {
     "pretrain.plan.*": ["pretrain.config", "pretrain.errors", "pretrain.plan.*"],
     "pretrain.data.*": ["pretrain.compat", "pretrain.config", "pretrain.data.*", "pretrain.errors", "pretrain.values",
                         "pretrain.world"],
-    "pretrain.step": ["pretrain.engines.base", "pretrain.exchange.base", "pretrain.objectives.base", "pretrain.seed",
-                      "pretrain.values"],
+    "pretrain.step": ["pretrain.engines.base", "pretrain.exchange.base", "pretrain.objectives.base",
+                      "pretrain.precision", "pretrain.seed", "pretrain.values"],
     "pretrain.*": ["pretrain", "pretrain.*"],
     "benchmarks*": ["pretrain", "pretrain.*", "benchmarks.*"],
 }  # fmt: skip

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain import architecture, config, model
+from pretrain import config, model
 from pretrain.compat import open_clip
 from pretrain.data import tokenizer
 from pretrain.data.transforms import normalize
 from pretrain.errors import UserError
+from pretrain.towers import architecture
 
 CPU = torch.device("cpu")
 TINY = json.loads((architecture.SHIPPED / "debug-tiny.json").read_text())

@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pretrain import architecture, checkpoint, config, model, weights
+from pretrain import checkpoint, config, model
 from pretrain.checkpoint import State
 from pretrain.errors import UserError
+from pretrain.towers import architecture, weights
 from pretrain.world import World
 
 CPU = torch.device("cpu")

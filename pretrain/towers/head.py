@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from pretrain import config, weights
+from pretrain import config
 from pretrain.errors import UserError
+from pretrain.towers import weights
 
 log = logging.getLogger("pretrain")
 

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pretrain import architecture, checkpoint, config
+from pretrain import checkpoint, config
 from pretrain.compat import Towers, open_clip
 from pretrain.errors import UserError
+from pretrain.towers import architecture
 
 PICKLED, SAFE = (".pt", ".pth", ".bin", ".ckpt"), (".safetensors",)
 _PREFIXES = ("module.", "_orig_mod.", "towers.")

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain import architecture, config, freeze, model
+from pretrain import config, model
 from pretrain.errors import UserError
+from pretrain.towers import architecture, freeze
 
 CPU = torch.device("cpu")
 TINY = json.loads((architecture.SHIPPED / "debug-tiny.json").read_text())

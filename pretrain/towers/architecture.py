@@ -17,7 +17,7 @@ from pretrain.errors import UserError
 if TYPE_CHECKING:
     from pretrain.data.transforms import ImageSpec
 
-SHIPPED = Path(__file__).parent / "configs" / "models"
+SHIPPED = Path(__file__).parents[1] / "configs" / "models"
 """Model descriptions of this project."""
 _PARTS = ("embed_dim", "vision_cfg", "text_cfg")
 

@@ -10,8 +10,8 @@ import pytest
 
 from pretrain import config
 from pretrain.errors import UserError
-from pretrain.head import Head, choose
-from pretrain.weights import Head as Loaded
+from pretrain.towers.head import Head, choose
+from pretrain.towers.weights import Head as Loaded
 
 
 @dataclass(frozen=True)
