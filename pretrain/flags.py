@@ -28,13 +28,18 @@ def parse(schema: type[T], args: Sequence[str], prog: str, default: T) -> T:
 
 def command(function: Callable[..., T], args: Sequence[str], prog: str) -> T:
     """Call a function with its arguments read from the command line; errors as in `parse`."""
+    positional, named = bind(function, args, prog)
+    return function(*positional, **named)
+
+
+def bind(function: Callable[..., T], args: Sequence[str], prog: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that `command` would call a function with."""
 
     @functools.wraps(function)
-    def bound(*positional: Any, **named: Any) -> tuple[Any, Any]:
+    def bound(*positional: Any, **named: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return positional, named
 
-    positional, named = _run(bound, args, prog)
-    return function(*positional, **named)
+    return _run(bound, args, prog)  # type: ignore[no-any-return]
 
 
 def _run(target: Callable[..., Any], args: Sequence[str], prog: str, **options: Any) -> Any:

@@ -180,6 +180,7 @@ register_kernel_mapping = use_kernel_mapping = get_kernel = kernelize = _decorat
 """
 
 
+@pytest.mark.slow
 def test_a_foreign_kernels_package_lives_beside_ours(tmp_path: Path) -> None:
     """transformers probes for Hugging Face's `kernels`; ours must neither hide it nor be taken for it."""
     foreign = tmp_path / "kernels"

@@ -18,6 +18,7 @@ exchange and engine make that the mean over the world. One file per method, and 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import nn
@@ -25,7 +26,7 @@ from torch import nn
 from pretrain.values import Pairs, Terms
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A term, or several, of the loss."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,6 @@ class Objective(nn.Module):
         super().__init__()
         self.options = options
 
+    @abstractmethod
     def forward(self, pairs: Pairs) -> Terms:
         """Weighted mean over this rank's rows of each term, [] fp32."""
-        raise NotImplementedError(f"{type(self).__name__} must define forward(pairs)")
