@@ -177,6 +177,12 @@ def locate(path: str | Path) -> Path:
     return found
 
 
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What the run noted besides tensors: `State.facts`."""
+    facts: dict[str, Any] = json.loads((folder / _TRAINER).read_text())["facts"]
+    return facts
+
+
 def has_average(folder: Path) -> bool:
     """Whether a checkpoint holds averaged weights."""
     return (folder / _AVERAGE).exists()
@@ -204,32 +210,6 @@ def read_run(folder: Path) -> config.Run:
     from pretrain import runfile
 
     return runfile.load(folder / _CONFIG, [])
-
-
-def claim(run_folder: Path, run: config.Run, world: World, text: str) -> None:
-    """Take a run folder: the first start writes config.yaml, a later one must ask for the same run. All ranks call it.
-
-    Args:
-        text: `run`, resolved, as YAML.
-
-    Raises:
-        UserError: on every rank, the folder belongs to another run.
-    """
-    with world.together(f"opening the run folder {run_folder}"):
-        if world.is_main:
-            _refuse_another(run_folder, run)
-            files.write_atomic(run_folder / _CONFIG, text)
-
-
-def _refuse_another(run_folder: Path, run: config.Run) -> None:
-    from pretrain import runfile
-
-    path = run_folder / _CONFIG
-    if path.exists() and (changed := config.changes(runfile.load(path, []), run)):
-        raise UserError(
-            f"name {run.name!r}: {run_folder} belongs to a run with another config ({'; '.join(changed)}); "
-            f"use another name, or remove {run_folder}"
-        )
 
 
 def _write_parts(folder: Path, state: State, world: World, config_text: str) -> list[Path]:

@@ -43,6 +43,9 @@ def run(argv: list[str]) -> int:
     except errors.Stopped as stopped:
         _tell(f"pretrain {verb}: {stopped}")
         return errors.REQUEUE
+    except KeyboardInterrupt:
+        _tell(f"pretrain {verb}: interrupted")
+        return errors.FAILURE
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return errors.DONE

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,6 +90,11 @@ class DualEncoder(nn.Module):
             self.towers.get_submodule(name).eval()
         return self
 
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint must note, as JSON, to be rebuilt without the files that the run started from."""
+        ceiling = self._max_log_scale if math.isfinite(self._max_log_scale) else None
+        return {"architecture": asdict(self.architecture), "max_log_scale": ceiling}
+
     @property
     def has_batch_norms(self) -> bool:
         """Whether features of a row depend on the other rows of the pass: norms over the batch that are not locked."""
@@ -123,7 +128,13 @@ class DualEncoder(nn.Module):
                 self.towers.logit_bias.fill_(head.bias)
 
 
-def build(model: config.Model, objective: Wanted | Sequence[Wanted], seed: int, device: torch.device) -> DualEncoder:
+def build(
+    model: config.Model,
+    objective: Wanted | Sequence[Wanted],
+    seed: int,
+    device: torch.device,
+    known: Mapping[str, Any] | None = None,
+) -> DualEncoder:
     """A dual encoder ready to train: seeded or loaded, its scale and bias as the objective wants them, locked as asked.
 
     Args:
@@ -131,21 +142,21 @@ def build(model: config.Model, objective: Wanted | Sequence[Wanted], seed: int, 
         objective: the run's objective, or all of them.
         seed: of fresh weights, which are made on the CPU and so are the same on every rank and device.
         device: where the weights go.
+        known: `facts()` of the checkpoint whose weights will follow; what the run once started from is then not needed.
 
     Raises:
         UserError: unknown model or weights, weights that do not fit, or knobs that this model cannot follow.
     """
-    described = architecture.find(model)
-    origin = weights.origin(model, described.towers)
-    described = replace(described, preprocess=described.preprocess | (origin.preprocess if origin else {}))
+    described, origin = _described(model) if known is None else (architecture.recall(known["architecture"]), None)
     wanted = [objective] if isinstance(objective, Wanted) else list(objective)
     has_bias = any(item.init_logit_bias is not None for item in wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        towers = _towers(described, has_bias, fresh=origin is None)
+        towers = _towers(described, has_bias, fresh=origin is None and known is None)
     loaded = weights.load(towers, origin, model.name) if origin else None
     encoder = DualEncoder(towers, described, model.precision)
-    encoder._start_head(choose(model, wanted, loaded))
+    head = choose(model, wanted, loaded)
+    encoder._start_head(head if known is None else replace(head, max_log_scale=known["max_log_scale"] or math.inf))
     encoder._lock(model)
     if model.grad_checkpointing:
         recompute.enable(towers)
@@ -162,10 +173,8 @@ def restore(folder: Path, average: bool, device: torch.device) -> DualEncoder:
     Raises:
         UserError: there are no such weights, or the model description they were trained with is gone or changed.
     """
-    model = checkpoint.read_run(folder).model
-    described = architecture.find(model)
-    origin = weights.origin(model, described.towers)
-    described = replace(described, preprocess=described.preprocess | (origin.preprocess if origin else {}))
+    model, known = checkpoint.read_run(folder).model, checkpoint.read_facts(folder).get("model")
+    described = architecture.recall(known["architecture"]) if known else _described(model)[0]
     tensors = weights.clean(checkpoint.read_weights(folder, average), str(folder))
     towers = _towers(described, "logit_bias" in tensors, fresh=False)
     try:
@@ -175,6 +184,13 @@ def restore(folder: Path, average: bool, device: torch.device) -> DualEncoder:
             f"{folder} does not fit model.name {model.name}, whose description has changed: {error}"
         ) from error
     return DualEncoder(towers, described, model.precision).to(device).eval()
+
+
+def _described(model: config.Model) -> tuple[Architecture, weights.Origin | None]:
+    """What the config names: the architecture, with the preprocessing of the weights that it starts from, and those."""
+    described = architecture.find(model)
+    origin = weights.origin(model, described.towers)
+    return replace(described, preprocess=described.preprocess | (origin.preprocess if origin else {})), origin
 
 
 def _towers(described: Architecture, has_bias: bool, fresh: bool) -> Towers:

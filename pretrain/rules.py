@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pretrain.config import Checkpoint, Data, Model, Optim, Run, Train
@@ -14,6 +16,7 @@ Rules = list[tuple[bool, str]]
 def problems(run: Run) -> Iterator[str]:
     """One sentence for each rule that a run breaks: field, value, rule, fix."""
     sections = (
+        finite(run),
         data(run.data),
         model(run.model),
         optim(run.optim),
@@ -22,6 +25,23 @@ def problems(run: Run) -> Iterator[str]:
         whole(run),
     )
     yield from (sentence for rules in sections for broken, sentence in rules if broken)
+
+
+def finite(run: Run) -> Rules:
+    """No knob is infinite or not a number."""
+    sections: dict[str, Any] = {
+        "data": run.data,
+        "model": run.model,
+        "optim": run.optim,
+        "train": run.train,
+        "checkpoint": run.checkpoint,
+    }
+    values = {f"{name}.{item.name}": getattr(s, item.name) for name, s in sections.items() for item in fields(s)}
+    flat = [(name, v) for name, value in values.items() for v in (value if isinstance(value, tuple) else (value,))]
+    return [
+        (isinstance(value, float) and not math.isfinite(value), f"{name} {value} must be a finite number")
+        for name, value in flat
+    ]
 
 
 def data(data: Data) -> Rules:

@@ -17,6 +17,7 @@ import yaml
 from pretrain import flags
 from pretrain.config import Choice, Run
 from pretrain.errors import UserError
+from pretrain.named import VOCABULARY
 
 
 def load(path: str | Path | None, args: list[str]) -> Run:
@@ -35,6 +36,8 @@ def load(path: str | Path | None, args: list[str]) -> Run:
     _check_names(known, args, " on the command line")
     parsed = flags.parse(schema, _spelled(known, [*written, *args]), "pretrain train CONFIG", default)
     values = {item.name: getattr(parsed, item.name) for item in dataclasses.fields(Run)}
+    _check_method("engines", parsed.engine)
+    _check_method("exchange", parsed.exchange)
     objective = tuple(Choice(c["name"], getattr(parsed.objective, _field(c["name"]))) for c in choices)
     return Run(**values | {"objective": objective})
 
@@ -48,7 +51,7 @@ def dump(run: Run) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), _Once)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a config ({getattr(error, 'strerror', None) or error})") from None
     except yaml.YAMLError as error:
@@ -56,6 +59,24 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict | None):
         raise UserError(f"{path}: a config is a mapping of knobs, not a {type(tree).__name__}")
     return tree or {}
+
+
+class _Once(yaml.SafeLoader):
+    """YAML that refuses a key written twice, where YAML itself would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise UserError(f"{twice[0]} is written twice{str(node.start_mark).partition('file>')[2]}: keep one")
+        return super().construct_mapping(node, deep)
+
+
+def _check_method(kind: str, name: str) -> None:
+    """An engine or exchange is a file of its folder, known without importing it; a dotted name lies elsewhere."""
+    known = sorted(path.stem for path in (Path(__file__).parent / kind).glob("*.py") if path.stem[0] != "_")
+    known = ["auto", *(stem for stem in known if stem not in VOCABULARY)]
+    if "." not in name and name not in known:
+        raise UserError(f"{kind.removesuffix('s')} {name!r} does not exist; there are {', '.join(known)}")
 
 
 def _choices(written: Any, args: list[str]) -> tuple[list[dict[str, Any]], list[str]]:

@@ -8,7 +8,8 @@ from typing import Any
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGINT has come. Asking twice is asking once; the old handlers return when the block ends."""
+    """Whether SIGTERM or SIGINT has come. Asking twice is asking once; the old handlers return when the block ends,
+    or, once asked, nothing is heard any more."""
 
     def __init__(self, signals: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)) -> None:
         self.received: str | None = None
@@ -21,7 +22,8 @@ class StopRequest:
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # A second Ctrl-C must not break off what the first one ended in order.
+            signal.signal(number, handler if self.received is None else signal.SIG_IGN)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name

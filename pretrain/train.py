@@ -9,12 +9,14 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from pretrain import checkpoint, engines, exchange, objectives, optim, record, runfile, seed, step
+from pretrain import checkpoint, claim, engines, exchange, objectives, optim, record, runfile, seed, step
 from pretrain.checkpoint import State
 from pretrain.config import Run, check_world
 from pretrain.data import tokenizer
@@ -31,31 +33,32 @@ from pretrain.world import World, join
 log = logging.getLogger(__name__)
 
 
-def train(run: Run) -> None:
+def train(run: Run, stop: StopRequest) -> None:
     """Train, or go on training, until the run's samples are seen.
 
     Raises:
         UserError: the run cannot be; the same one on every rank.
         Stopped: a signal came; a checkpoint of the last finished step is on disk.
     """
-    with StopRequest() as stop, join(run.train.timeout_s) as world:
+    with join(run.train.timeout_s) as world:
         check_world(run, world.size)
         use_threads(run)
-        checkpoint.claim(run.path, run, world, runfile.dump(run))
-        training = Training(run, world)
-        training.restore()
+        claim.claim(run.path, run, world, runfile.dump(run))
+        found = checkpoint.newest(run.path, world)
+        training = Training(run, world, known=checkpoint.read_facts(found) if found else {})
+        training.restore(found)
         training.fit(stop)
 
 
 class Training:
     """The parts of a run on this rank, and how far it is."""
 
-    def __init__(self, run: Run, world: World) -> None:
+    def __init__(self, run: Run, world: World, known: Mapping[str, Any]) -> None:
         self.run, self.world = run, world
         self.step, self.skipped, self.saved_at = 0, 0, time.monotonic()
         with world.together("building the run"):
             self.objectives = [objectives.find(choice.name)(choice.options) for choice in run.objective]
-            self.model = build(run.model, self.objectives, run.seed, world.device)
+            self.model = build(run.model, self.objectives, run.seed, world.device, known.get("model"))
             self.source = train_source(run.data, world, self.model.image_spec)
             self.tokenize = tokenizer.build(self.model.architecture.name)
             self.exchange = exchange.find(run.exchange, world.size)(world.rank, world.size)
@@ -129,15 +132,22 @@ class Training:
 
     def save(self) -> None:
         """A checkpoint of this moment; older ones are pruned once it is safe on disk."""
+        weights = self.engine.model_state()
+        broken = next((name for name, value in weights.items() if not bool(value.isfinite().all())), None)
+        if broken is not None:
+            raise UserError(
+                f"optim.lr {self.run.optim.lr}: {broken} is not finite after step {self.step}, and was not saved over "
+                "the last good checkpoint; lower the rate, warm up longer, or set optim.clip_norm, under another name"
+            )
         state = State(
             step=self.step,
             samples=self.samples,
-            weights=self.engine.model_state(),
+            weights=weights,
             average=self.average.state() if self.average is not None else None,
             optimizer=self.engine.optimizer_state(),
             objective=torch.nn.ModuleList(self.objectives).state_dict(),
             rng=seed.rng_state(),
-            facts=self.facts() | {"skipped": self.skipped},
+            facts=self.facts() | {"model": self.model.facts(), "skipped": self.skipped},
         )
         checkpoint.save(self.run.path, state, self.world, runfile.dump(self.run))
         if self.world.is_main:
@@ -148,9 +158,8 @@ class Training:
         """What must not have changed when the run goes on."""
         return {"data": self.source.fingerprint, "tokenizer": self.tokenize.fingerprint}
 
-    def restore(self) -> None:
-        """Go on from the newest good checkpoint of the run folder, if it holds one."""
-        found = checkpoint.newest(self.run.path, self.world)
+    def restore(self, found: Path | None) -> None:
+        """Go on from the run folder's newest good checkpoint, if it holds one."""
         if found is None:
             return
         if not self.run.checkpoint.resume:
@@ -185,9 +194,10 @@ class Training:
 
     def sinks(self) -> Sinks:
         """Where numbers go; the start itself is an event, with the process that each rank is."""
-        sinks = open_sinks(self.run, self.world, self.total_samples, self.step, self.samples)
-        if self.world.is_main:
-            record.append(self.run.path, record.environment(self.run))
+        with self.world.together("opening the run's files"):
+            sinks = open_sinks(self.run, self.world, self.total_samples, self.step, self.samples)
+            if self.world.is_main:
+                record.append(self.run.path, record.environment(self.run))
         sinks.event("start", step=self.step, ranks=self.world.size, pids=self.world.share(os.getpid()))
         return sinks
 
@@ -203,7 +213,9 @@ def refuse_inexact(run: Run, model: DualEncoder, world: World) -> None:
 
 
 def use_threads(run: Run) -> None:
-    """Share the machine's cores out among the ranks on it, unless the user said how many each takes."""
+    """Share the machine's cores out among its ranks, unless train.threads or OMP_NUM_THREADS says how many."""
+    if run.train.threads is None and "OMP_NUM_THREADS" in os.environ:
+        return  # torch has read it
     local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", "1")))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(run.train.threads or max(1, cores // local))

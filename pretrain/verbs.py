@@ -21,16 +21,18 @@ _AVERAGE: dict[Average, bool | None] = {"auto": None, "yes": True, "no": False}
 def train(args: list[str]) -> None:
     """`pretrain train CONFIG [--section.key value] [--print-config]`."""
     from pretrain import runfile
+    from pretrain.signals import StopRequest
 
     show, args = "--print-config" in args, [arg for arg in args if arg != "--print-config"]
     named = bool(args) and not args[0].startswith("-")
-    run = runfile.load(args[0] if named else None, args[named:])
-    if show:
-        print(runfile.dump(run), end="")
-        return
-    from pretrain.train import train
+    with StopRequest() as stop:  # before the slow imports: a signal that comes during them counts too
+        run = runfile.load(args[0] if named else None, args[named:])
+        if show:
+            print(runfile.dump(run), end="")
+            return
+        from pretrain.train import train
 
-    train(run)
+        train(run, stop)
 
 
 def evaluate(args: list[str]) -> None:
@@ -136,7 +138,12 @@ def _index(patterns: Positional[tuple[str, ...]], /, *, check: bool = False, jso
     """
     from pretrain.data.index import make_index
 
-    show(make_index(patterns, check=check), json)
+    if not patterns:
+        raise UserError("index: name the shards, such as 'shards/*.tar'")
+    report = make_index(patterns, check=check)
+    show(report, json)
+    if report.problems:
+        raise UserError(f"{len(report.problems)} of {report.shards} shards are not as their index says; see above")
 
 
 def show(result: Any, as_json: bool) -> None:

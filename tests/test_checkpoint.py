@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain import checkpoint, runfile
+from pretrain import checkpoint, claim, runfile
 from pretrain import checkpoint_files as files
 from pretrain.checkpoint import State
 from pretrain.config import Run
@@ -371,14 +371,14 @@ def a_run(*args: str) -> Run:
 
 def test_claim_refuses_another_run(tmp_path: Path) -> None:
     first = a_run("--optim.lr", "0.1")
-    checkpoint.claim(tmp_path / "mine", first, ONE, runfile.dump(first))
-    checkpoint.claim(tmp_path / "mine", first, ONE, runfile.dump(first))
+    claim.claim(tmp_path / "mine", first, ONE, runfile.dump(first))
+    claim.claim(tmp_path / "mine", first, ONE, runfile.dump(first))
     free = a_run("--optim.lr", "0.1", "--log.every-steps", "3")
-    checkpoint.claim(tmp_path / "mine", free, ONE, runfile.dump(free))
+    claim.claim(tmp_path / "mine", free, ONE, runfile.dump(free))
     other = a_run("--optim.lr", "0.2")
     with pytest.raises(UserError, match=r"optim\.lr: 0\.1 -> 0\.2.*use another name, or remove"):
-        checkpoint.claim(tmp_path / "mine", other, ONE, runfile.dump(other))
-    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["config.yaml"]
+        claim.claim(tmp_path / "mine", other, ONE, runfile.dump(other))
+    assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == [".lock", "config.yaml"]
     assert runfile.load(tmp_path / "mine/config.yaml", []) == free
 
 
@@ -435,7 +435,7 @@ def _claim_other(folder: Path) -> str:
     world = _world()
     run = a_run("--optim.lr", "0.2")
     try:
-        checkpoint.claim(folder, run, world, runfile.dump(run))
+        claim.claim(folder, run, world, runfile.dump(run))
     except UserError as error:
         return str(error)
     return "claimed"
@@ -462,6 +462,6 @@ def test_a_disk_full_on_one_rank_raises_on_all(ranks: Any, tmp_path: Path) -> No
 def test_d17_a_folder_of_another_run_is_refused_on_all_ranks(ranks: Any, tmp_path: Path) -> None:
     """open_clip returns from rank 0 alone and leaves the others waiting, with a literal {} in the message."""
     first = a_run("--optim.lr", "0.1")
-    checkpoint.claim(tmp_path, first, ONE, runfile.dump(first))
+    (tmp_path / "config.yaml").write_text(runfile.dump(first))
     told = ranks(2).run(_claim_other, tmp_path)
     assert all("optim.lr: 0.1 -> 0.2" in text and "mine" in text for text in told), told

@@ -53,7 +53,7 @@ def test_other_examples_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> No
     from pretrain import flags, train, verbs
 
     done: list[str] = []
-    monkeypatch.setattr(train, "train", lambda run: done.append(run.name))
+    monkeypatch.setattr(train, "train", lambda run, stop: done.append(run.name))
     monkeypatch.setattr(verbs, "show", lambda *result, **how: None)
     monkeypatch.setattr(flags, "command", lambda call, args, prog: done.append(str(flags.bind(call, args, prog))))
     monkeypatch.chdir(ROOT)

@@ -12,6 +12,7 @@ import torch
 from pretrain import objectives, runfile
 from pretrain.config import Model
 from pretrain.model import build
+from pretrain.signals import StopRequest
 from pretrain.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +48,8 @@ def test_settings_train_a_tiny_model(recipe: Path, tmp_path: Path) -> None:
     tiny = Model(name="debug-tiny", precision=run.model.precision, grad_checkpointing=run.model.grad_checkpointing)
     size = replace(run.train, samples=16, epochs=None, global_batch=8, micro_batch=micro)
     warmup = replace(run.optim, warmup_samples=8)
-    train(replace(run, model=tiny, train=size, optim=warmup, log=replace(run.log, every_steps=1)))
+    with StopRequest() as stop:
+        train(replace(run, model=tiny, train=size, optim=warmup, log=replace(run.log, every_steps=1)), stop)
     lines = [json.loads(line) for line in (tmp_path / run.name / "metrics.jsonl").read_text().splitlines()]
     assert [line["samples"] for line in lines] == [8, 16]
     assert lines[0]["lr"] == run.optim.lr

@@ -93,6 +93,9 @@ MISTAKES = {
     "negative rate": ({}, ["--optim.lr", "-1"], "optim.lr -1.0", "positive"),
     "warm-up beyond the end": ({"optim": {"warmup_samples": 10_000}}, [], "10000", "640"),
     "wsd without its decay": ({"optim": {"schedule": "wsd"}}, [], "optim.decay_samples", "wsd"),
+    "an infinite rate": ({}, ["--optim.lr", "inf"], "optim.lr inf", "finite"),
+    "an unknown engine": ({"engine": "dpp"}, [], "'dpp'", "ddp"),
+    "an unknown exchange": ({}, ["--exchange", "rong"], "'rong'", "gather"),
     "nothing to train": ({"model": {"lock_image": True, "lock_text": True}}, [], "model.lock_image", "unlock"),
     "a path as a name": ({"name": "a/b"}, [], "'a/b'", "folder"),
 }
@@ -119,6 +122,13 @@ def test_a_file_that_is_no_config(text: str | None, said: str, tmp_path: Path) -
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match=said):
+        runfile.load(path, [])
+
+
+def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {source: synthetic}\noptim: {lr: 1.0e-3, eps: 1.0e-8, lr: 5.0e-3}\n")
+    with pytest.raises(UserError, match="lr is written twice"):
         runfile.load(path, [])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,40 @@ def test_a_finished_run_is_left_alone(undisturbed: Path) -> None:
     run(ALONE, undisturbed.parent, *LONG)
     assert tensors(undisturbed) == before
     assert len(records(undisturbed)) == 60
+
+
+def test_two_starts_in_one_folder(tmp_path: Path) -> None:
+    flags = ("--train.samples", 640_000)  # far more than the second start needs to come up
+    with start(ALONE, tmp_path, *flags) as job:
+        until_step(job, tmp_path / "debug", 3)
+        said = run(ALONE, tmp_path, *flags, expect=errors.USER_ERROR)
+        assert f"is being trained by process {job.pid}" in said
+        job.terminate()
+        job.communicate(timeout=60)
+    assert job.returncode == errors.REQUEUE, "the first one is not disturbed"
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    said = run(ALONE, tmp_path, "--optim.lr", "1e30", "--optim.warmup-samples", "0", expect=errors.USER_ERROR)
+    assert "is not finite after step 10" in said
+    assert not list((tmp_path / "debug" / "checkpoints").glob("step_*"))
+
+
+def test_a_run_goes_on_without_what_it_started_from(tmp_path: Path) -> None:
+    """Resumed, evaluated and exported when the weights and the model's own JSON are gone."""
+    model = tmp_path / "own.json"
+    shutil.copy(ROOT / "configs" / "models" / "debug-tiny.json", model)
+    run(ALONE, tmp_path, "--name", "first", "--model.name", model)
+    flags = ("--name", "second", "--model.name", model, "--model.pretrained", tmp_path / "first", *LONG)
+    with start(ALONE, tmp_path, *flags) as job:
+        until_step(job, tmp_path / "second", 12)
+        job.kill()
+    model.unlink()
+    shutil.rmtree(tmp_path / "first")
+    run(ALONE, tmp_path, *flags)
+    words = [*ALONE, "export", str(tmp_path / "second"), str(tmp_path / "out"), "--to", "open_clip"]
+    subprocess.run(words, cwd=ROOT, check=True)
+    assert (tmp_path / "out" / "parity.json").exists()
 
 
 def test_another_config_in_the_folder_is_refused(undisturbed: Path) -> None:

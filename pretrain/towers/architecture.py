@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,6 +52,17 @@ def find(model: config.Model) -> Architecture:
     towers["quick_gelu"] = bool(towers.get("quick_gelu")) or model.quick_gelu
     preprocess = asdict(open_clip.transform.PreprocessCfg())
     return Architecture(name, towers, preprocess | {"size": image_size(towers)})
+
+
+def recall(saved: Mapping[str, Any]) -> Architecture:
+    """The architecture that a checkpoint holds as a dictionary, whatever became of the files that it was read from."""
+    described = Architecture(**saved)
+    if open_clip.get_model_config(described.name) is None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{described.name}.json"
+            path.write_text(json.dumps(described.towers))
+            open_clip.add_model_config(path)
+    return described
 
 
 def register(name: str) -> str:
