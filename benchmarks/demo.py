@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,9 +68,11 @@ def demonstrate(config: Path, out: Path) -> Summary:
     ranks("train", config, "--name", calm.name, *data)
     records = metrics(calm)
     stopped_at = train_and_kill(killed, len(records) and records[-1]["step"] // 2, config, "--name", killed.name, *data)
-    zero_shot = json.loads(pretrain("evaluate", killed, "--task", "zero_shot", "--json"))
-    retrieval = json.loads(pretrain("evaluate", killed, "--task", "retrieval", "--json"))
-    export = json.loads(pretrain("export", killed, out / "open_clip", "--to", "open_clip", "--json"))
+    zero_shot, retrieval, export = at_once(
+        ("evaluate", killed, "--task", "zero_shot", "--json"),
+        ("evaluate", killed, "--task", "retrieval", "--json"),
+        ("export", killed, out / "open_clip", "--to", "open_clip", "--json"),
+    )
     speeds = sorted(record["samples_per_s"] for record in records if record["samples_per_s"])
     return Summary(
         steps=records[-1]["step"],
@@ -88,6 +91,12 @@ def demonstrate(config: Path, out: Path) -> Summary:
 def pretrain(*args: object) -> str:
     """One process of the `pretrain` command; its output."""
     return run([sys.executable, "-m", "pretrain", *map(str, args)])
+
+
+def at_once(*commands: tuple[object, ...]) -> list[dict]:
+    """The JSON of several `pretrain` commands that run side by side: they do not depend on each other."""
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return [json.loads(text) for text in pool.map(lambda command: pretrain(*command), commands)]
 
 
 def ranks(*args: object) -> str:
