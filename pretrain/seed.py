@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -91,18 +90,6 @@ class Replay:
             yield
         finally:
             _set_torch_streams(after)
-
-
-def make_deterministic() -> None:
-    """Choose kernels that give the same bits each time, at some cost in speed; call it before the first CUDA kernel.
-
-    Operations without such a kernel warn and run.
-    """
-    # cuBLAS reads this when its first handle is made.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
 
 
 def _torch_streams() -> tuple[Tensor, ...]:
