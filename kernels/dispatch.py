@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
 from functools import cache
+from types import ModuleType
 from typing import Literal, cast, get_args
 
 import torch
@@ -77,3 +79,9 @@ def has_triton() -> bool:
 @cache
 def _say(kernel: str, form: str, reason: str) -> None:
     log.info("%s runs its %s form: %s", kernel, form, reason)
+
+
+def load(kernel: str, form: Form) -> ModuleType:
+    """The module of a form; triton's is imported only here, once it is chosen."""
+    file = {"triton": "kernel"}.get(form, form)
+    return importlib.import_module(f"pretrain.kernels.{kernel}.{file}")

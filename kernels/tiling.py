@@ -13,14 +13,18 @@ CPU_TILE, GPU_TILE = 1024, 8192
 
 
 def check(rows: Tensor, columns: Tensor, **scalars: Tensor) -> None:
-    """Raise ValueError unless rows are [B, D] and columns [M, D], floating, of one dtype, and the scalars []."""
+    """Raise ValueError unless rows are [B, D] and columns [M, D], floating, of one dtype and device, the scalars []."""
     if rows.ndim != 2 or columns.ndim != 2 or rows.shape[1] != columns.shape[1]:
         raise ValueError(f"rows {list(rows.shape)} and columns {list(columns.shape)} must be [B, D] and [M, D]")
     if rows.dtype != columns.dtype or not rows.is_floating_point():
         raise ValueError(f"rows {rows.dtype} and columns {columns.dtype} must share one floating dtype")
+    if rows.device != columns.device:
+        raise ValueError(f"rows on {rows.device} and columns on {columns.device} must share one device")
     for name, value in scalars.items():
         if value.ndim:
             raise ValueError(f"{name} {list(value.shape)} must be a scalar []")
+        if value.device != rows.device:
+            raise ValueError(f"{name} on {value.device} must be on {rows.device}, as the features are")
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -57,11 +61,3 @@ def products(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, slice, Tens
             height, width = r.stop - r.start, c.stop - c.start
             tile = workspace[: height * width].view(height, width)
             yield r, c, torch.mm(rows[r], columns[c].t(), out=tile)
-
-
-def partners(tile: Tensor, r: slice, c: slice, offset: int) -> tuple[slice, Tensor]:
-    """The rows whose partner column lies in a tile, and a view of their entries: the diagonal passing through."""
-    diagonal = offset + r.start - c.start
-    entries = tile.diagonal(diagonal)
-    first = r.start + max(0, -diagonal)
-    return slice(first, first + len(entries)), entries

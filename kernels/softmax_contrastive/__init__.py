@@ -1,84 +1,97 @@
-"""The softmax side of contrastive losses: sums of exponentials of all logits by row and by column, from one sweep.
-
-Being sums, they add: over blocks of columns, over ranks. Log, cross-entropy and mean are left to the caller, on [B].
-"""
+"""CLIP's loss: each row picks its partner among all columns, and is picked by it among all rows; no logits are held."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 from torch import Tensor
 
 from pretrain.kernels import tiling
-from pretrain.kernels.softmax_contrastive import blockwise, reference
-from pretrain.kernels.softmax_contrastive.reference import Sums
+from pretrain.kernels.columns import Columns
+from pretrain.kernels.dispatch import Impl
+from pretrain.kernels.pairing import Duplicates, check_ids
+from pretrain.kernels.softmax_contrastive import autograd
 
-__all__ = ["Sums", "softmax_contrastive", "softmax_maxima"]
-
-Impl = Literal["auto", "blockwise", "reference"]
+__all__ = ["softmax_contrastive", "softmax_contrastive_over"]
 
 
 def softmax_contrastive(
     rows: Tensor,
     columns: Tensor,
     scale: Tensor,
-    shift: Tensor,
-    column_shift: Tensor | None = None,
+    bias: Tensor | None = None,
     offset: int = 0,
+    *,
+    duplicates: Duplicates = "negatives",
+    row_ids: Tensor | None = None,
+    column_ids: Tensor | None = None,
     impl: Impl = "auto",
-) -> Sums:
-    """Three lines of torch, without their [B, M] logits::
+) -> Tensor:
+    """Four lines of torch, without their [B, M] logits::
 
-        logits = scale * rows @ columns.T
-        row_sums, column_sums = (logits - shift).exp().sum(1), (logits - shift).exp().sum(0)
-        positives = logits.diagonal(offset)        # 0 for rows whose partner is not among these columns
+        logits, own = scale * rows @ columns.T, offset + arange(B)
+        by_row = cross_entropy(logits, own, reduction="none")
+        by_column = cross_entropy(logits.T[own], arange(B), reduction="none")
+        losses = (by_row + by_column) / 2
 
     Args:
-        rows: [B, D]; fp64 is computed in fp64, every other dtype in fp32.
-        columns: [M, D], the same dtype.
-        scale: [] factor of the products.
-        shift: [] taken from every logit before the exponential, which then serves row and column. No gradient.
-            Or [B], for the row sums alone, together with `column_shift`: two exponentials, any range.
-        column_shift: [M] for the column sums.
-        offset: columns[offset + i] is the partner of rows[i]; may be negative or past the end.
-        impl: auto takes the fastest form that runs here.
+        rows: [B, D]; fp64 is computed in fp64, fp32 in fp32, fp16 and bf16 in products of that dtype with fp32 sums on
+            a GPU, in fp32 on the CPU.
+        columns: [M, D], the same dtype and device.
+        scale: [] factor of the products, fp32 (fp64 for fp64).
+        bias: [] added to every logit: without effect on a softmax, its gradient is zero.
+        offset: columns[offset + i] is the partner of rows[i] and must exist.
+        duplicates: what an entry is whose row_id equals its column_id without being a pair: an ordinary negative; left
+            out of every sum ("ignore"); or a further positive, over all of which the target is then spread evenly.
+        row_ids, column_ids: [B] and [M] integers, partners having equal ones; needed unless duplicates are negatives.
+        impl: auto takes the fastest form that runs here; see `kernels.dispatch`.
 
     Returns:
-        row_sums [B], column_sums [M], positives [B]; fp64 for fp64 input, else fp32. Differentiable once with respect
-        to rows, columns and scale. A sum may overflow or vanish where `shift` does not suit it: the caller looks at it.
+        [B] nats, fp32 (fp64 for fp64). Differentiable once with respect to rows, columns, scale and bias; one operator
+        to torch.compile; autocast changes nothing.
 
     Raises:
-        ValueError: shapes or dtypes do not fit.
+        ValueError: shapes, dtypes, devices, ids, offset or impl do not fit.
 
-    Memory: O((B + M) D) and two tiles. Backward computes the logits again.
+    Memory: O((B + M) D) and a bounded workspace. 8 B M D operations forward and backward: backward computes the logits
+    once more.
 
-    Source: Radford et al. 2021, fig. 3 (arXiv:2103.00020); the sums instead of two log-softmaxes are this project's.
+    Source: Radford et al. 2021, fig. 3 (arXiv:2103.00020); several positives: Khosla et al. 2020, eq. 2
+    (arXiv:2004.11362).
     """
-    tiling.check(rows, columns, scale=scale)
-    _check_shifts(len(rows), len(columns), shift, column_shift)
-    form = reference.softmax_contrastive if impl == "reference" else blockwise.softmax_contrastive
-    return form(rows, columns, scale, shift, column_shift, offset)
+    tiling.check(rows, columns, scale=scale, **({} if bias is None else {"bias": bias}))
+    check_ids(duplicates, row_ids, column_ids, len(rows), len(columns))
+    if not len(rows) or offset < 0 or offset + len(rows) > len(columns):
+        raise ValueError(f"offset {offset}: {len(rows)} rows need their partners among {len(columns)} columns")
+    losses: Tensor = autograd.losses_here(rows, columns, scale, offset, duplicates, row_ids, column_ids, impl)[0]
+    return losses if bias is None else losses + 0 * bias
 
 
-def softmax_maxima(rows: Tensor, columns: Tensor, scale: Tensor, impl: Impl = "auto") -> tuple[Tensor, Tensor]:
-    """Largest logit of each row [B] and column [M], without gradient: shifts that suit any range of logits.
+def softmax_contrastive_over(
+    rows: Tensor,
+    own_columns: Tensor,
+    scale: Tensor,
+    columns: Columns,
+    *,
+    products: Tensor | None = None,
+    duplicates: Duplicates = "negatives",
+    row_ids: Tensor | None = None,
+    column_ids: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """The same where columns come from elsewhere, in blocks. Everyone who holds rows must call it.
 
     Args:
-        rows: [B, D].
-        columns: [M, D].
+        rows: [B, D] as above.
+        own_columns: [B, D] the partners, which collect the gradient that all rows, wherever they are, give them.
         scale: [].
+        columns: what brings all N columns, `own_columns` among them.
+        products: [B, D] the rows in the dtype in which `columns` come; default: the rows themselves.
+        duplicates, row_ids, column_ids: as above, [B] and [N].
         impl: as above.
 
-    Raises:
-        ValueError: shapes or dtypes do not fit.
+    Returns:
+        [B] nats: each row against all N columns, each partner against all N rows.
     """
-    tiling.check(rows, columns, scale=scale)
-    form = reference.softmax_maxima if impl == "reference" else blockwise.softmax_maxima
-    return form(rows, columns, scale)
-
-
-def _check_shifts(rows: int, columns: int, shift: Tensor, column_shift: Tensor | None) -> None:
-    wanted = [()] if column_shift is None else [(rows,), (columns,)]
-    found = [tuple(s.shape) for s in (shift, column_shift) if s is not None]
-    if found != wanted:
-        raise ValueError(f"shift shapes {found} must be {wanted} for {rows} rows and {columns} columns")
+    inner = rows if products is None else products
+    swept = autograd.sweep(inner, columns, scale, duplicates, row_ids, column_ids, impl)
+    losses: Tensor = autograd.Losses.apply(rows, own_columns, scale, swept)  # type: ignore[no-untyped-call]
+    return losses
