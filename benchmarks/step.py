@@ -78,7 +78,7 @@ def random_batch(model: DualEncoder, size: int, device: torch.device) -> Batch:
 def our_step(model: DualEncoder, objective: objectives.Objective, batch: Batch) -> Callable[[], None]:
     world = World(0, 1, 0, batch.images.device)
     engine = engines.find("single", 1)(model, OPTIM, world)
-    columns = exchange.find("local", 1)(0, 1)
+    columns = exchange.make("local", 0, 1)
 
     def call() -> None:
         step.plain_step(engine, [objective], columns, batch)

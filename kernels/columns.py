@@ -31,8 +31,8 @@ Share = Callable[[Block], Tensor]
 class Pending(Protocol):
     """A gradient that may still be under way."""
 
-    def take(self, factor: Tensor) -> Tensor:
-        """[B, D] times a scalar. To be called once."""
+    def take(self, factor: Tensor, keep: bool = False) -> Tensor:
+        """[B, D] times a scalar, the caller's own; the only copy, unless it is kept for being taken again."""
         ...
 
 
@@ -76,8 +76,8 @@ class Ready:
 
     gradient: Tensor
 
-    def take(self, factor: Tensor) -> Tensor:
-        return self.gradient.mul_(factor)
+    def take(self, factor: Tensor, keep: bool = False) -> Tensor:
+        return self.gradient * factor if keep else self.gradient.mul_(factor)
 
 
 class Here:

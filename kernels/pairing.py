@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ Duplicates = Literal["negatives", "ignore", "positives"]
 left out of every sum; or a further positive, the target being spread evenly over all positives."""
 
 
-class Span(NamedTuple):
+@dataclass(frozen=True)
+class Span:
     """rows[row + n] and columns[column + n] are partners, for every n below count."""
 
     row: int

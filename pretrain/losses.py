@@ -7,14 +7,14 @@ logits.
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.exchange.base import Exchange
-from pretrain.exchange.gather import Gather
-from pretrain.exchange.local import Local
+from pretrain import exchange
+from pretrain.exchange import Exchange
 from pretrain.objectives import ops
 from pretrain.values import Features, Pairs
 
@@ -51,7 +51,7 @@ class ClipLoss(nn.Module):
             raise ValueError("use_horovod True is not supported: start the ranks with torchrun and leave it out")
         if world_size > 1 and (local_loss or gather_with_grad):
             _notice("local_loss and gather_with_grad have no effect")
-        self.exchange = _exchange(rank, world_size)
+        self.rank, self.world_size = rank, world_size
 
     def forward(
         self,
@@ -64,7 +64,7 @@ class ClipLoss(nn.Module):
         """Mean loss of this rank's rows.
 
         Args:
-            image_features: [B, D], the same B on every rank; any floating dtype, computed in fp32 (fp64 in fp64).
+            image_features: [B, D]; B may differ between ranks. Any floating dtype, computed as `pretrain.kernels` says.
             text_features: [B, D].
             logit_scale: factor of the cosines, [] or [1] or a number.
             logit_bias: cancels out of a softmax; its gradient is zero.
@@ -74,12 +74,14 @@ class ClipLoss(nn.Module):
             [] fp32 (fp64 for fp64 features) nats.
 
         Raises:
-            ValueError: on every rank, if B differs between ranks; if there are no rows.
+            ValueError: on every rank, before anything large is sent: shapes, dtypes, devices or the scale do not fit,
+                or no rank has rows.
 
         Source: Radford et al. 2021, fig. 3 (arXiv:2103.00020).
         """
-        pairs = _pairs(image_features, text_features, logit_scale, None, self.exchange)
-        loss = ops.symmetric_cross_entropy(pairs).mean()
+        way = _exchange(self.rank, self.world_size, image_features)
+        pairs = _pairs(image_features, text_features, logit_scale, None, way)
+        loss = pairs.mean(ops.symmetric_cross_entropy(pairs))
         if isinstance(logit_bias, Tensor):
             loss = loss + 0 * logit_bias.sum()  # DistributedDataParallel waits for the gradient of every parameter
         return {"contrastive_loss": loss} if output_dict else loss
@@ -107,7 +109,7 @@ class SigLipLoss(nn.Module):
             raise ValueError(f"dist_impl {dist_impl!r} must be one of {', '.join(map(str, DIST_IMPLS))}")
         if world_size > 1 and dist_impl not in (None, "gather"):
             _notice(f"dist_impl {dist_impl} has no effect: texts are gathered once")
-        self.exchange = _exchange(rank, world_size)
+        self.rank, self.world_size = rank, world_size
 
     def forward(
         self,
@@ -120,7 +122,7 @@ class SigLipLoss(nn.Module):
         """Loss of this rank's rows against all texts, divided by this rank's rows.
 
         Args:
-            image_features: [B, D], the same B on every rank; any floating dtype, computed in fp32 (fp64 in fp64).
+            image_features: [B, D]; B may differ between ranks. Any floating dtype, computed as `pretrain.kernels` says.
             text_features: [B, D].
             logit_scale: factor of the cosines, [] or [1] or a number.
             logit_bias: added to every logit, [] or [1] or a number; None: 0.
@@ -130,16 +132,21 @@ class SigLipLoss(nn.Module):
             [] fp32 (fp64 for fp64 features) nats.
 
         Raises:
-            ValueError: on every rank, if B differs between ranks; if there are no rows.
+            ValueError: on every rank, before anything large is sent: shapes, dtypes, devices or the scale do not fit,
+                or no rank has rows.
 
         Source: Zhai et al. 2023, eq. 1 (arXiv:2303.15343).
         """
-        loss = ops.pairwise_sigmoid(_pairs(image_features, text_features, logit_scale, logit_bias, self.exchange))
+        way = _exchange(self.rank, self.world_size, image_features)
+        loss = ops.pairwise_sigmoid(_pairs(image_features, text_features, logit_scale, logit_bias, way))
         return {"contrastive_loss": loss} if output_dict else loss
 
 
-def _exchange(rank: int, world_size: int) -> Exchange:
-    return Gather(rank, world_size, checked=True) if world_size > 1 else Local()
+def _exchange(rank: int, world_size: int, features: Tensor) -> Exchange:
+    """Every batch is checked. Under a GPU's autocast products are fp16: unit vectors fit, and keep more than in bf16."""
+    fast = features.is_cuda and torch.is_autocast_enabled("cuda") and features.dtype == torch.float32
+    options = exchange.Options(products=torch.float16 if fast else None, checks=math.inf)
+    return exchange.make("auto", rank, world_size, options)
 
 
 def _pairs(

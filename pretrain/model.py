@@ -20,7 +20,7 @@ from pretrain.errors import UserError
 from pretrain.towers import architecture, freeze, recompute, weights
 from pretrain.towers.architecture import Architecture
 from pretrain.towers.head import Head, Wanted, choose
-from pretrain.values import Features
+from pretrain.values import Announce, Features
 
 Tower = Literal["image", "text", "head"]
 
@@ -50,17 +50,20 @@ class DualEncoder(nn.Module):
     def max_logit_scale(self) -> float:
         return math.exp(self._max_log_scale)
 
-    def forward(self, images: Tensor, texts: Tensor) -> Features:
+    def forward(self, images: Tensor, texts: Tensor, announce: Announce | None = None) -> Features:
         """Features of pairs, with the scale and bias that turn their cosines into logits.
 
         Args:
             images: [B, 3, H, W] uint8 RGB, of `image_spec.size`.
             texts: [B, L] int64 token ids.
+            announce: called with the text features, which come first, so that they may travel behind the image tower.
 
         Returns:
             fp32 (fp64 where the weights are), unit norm.
         """
-        image, text = self.encode_image(images), self.encode_text(texts)
+        text = self.encode_text(texts)
+        text = text if announce is None else announce(text)
+        image = self.encode_image(images)
         bias = None if self.towers.logit_bias is None else self.towers.logit_bias.reshape(())
         return Features(image, text, self.towers.logit_scale.reshape(()).exp(), bias)
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from pretrain.errors import UserError
 
-VOCABULARY = {"base", "ops", "state"}
+VOCABULARY = {"base", "layout", "ops", "state", "transport", "trip"}
 """Files of a package that are no method."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from pretrain.values import Batch, Features, Pairs, Terms
 
 def plain_step(engine: Engine, objectives: list[Objective], exchange: Exchange, batch: Batch) -> tuple[Terms, Features]:
     """Gradients of the loss of the global batch, every tower seeing this rank's rows at once."""
-    features = engine.forward(batch)
+    features = engine.forward(batch, partial(exchange.announce, losses=len(objectives)))
     terms = loss_terms(objectives, Pairs(features, exchange, batch.ids))
     engine.backward(total(terms))
     return terms, features

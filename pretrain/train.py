@@ -61,7 +61,7 @@ class Training:
             self.model = build(run.model, self.objectives, run.seed, world.device, known.get("model"))
             self.source = train_source(run.data, world, self.model.image_spec)
             self.tokenize = tokenizer.build(self.model.architecture.name)
-            self.exchange = exchange.find(run.exchange, world.size)(world.rank, world.size)
+            self.exchange = exchange.make(run.exchange, world.rank, world.size)
             refuse_inexact(run, self.model, world)
         self.engine = engines.find(run.engine, world.size)(self.model, run.optim, world)
         self.average = Average(self.model.towers, run.optim.ema_decay) if run.optim.ema_decay is not None else None

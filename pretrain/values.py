@@ -6,7 +6,10 @@ L tokens of a text, H and W pixels of an image where no rank is near, K entries 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,9 +17,14 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from pretrain.exchange.base import Exchange
+    from pretrain.exchange.trip import Trip
 
 Terms = dict[str, Tensor]
 """Named scalars [] fp32, already weighted; every entry counts and they are summed."""
+
+
+Announce = Callable[[Tensor], Tensor]
+"""Text features [B, D] that are ready before the image tower starts -> the same, now on their way to other ranks."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,40 @@ class Pairs:
     exchange: Exchange
     ids: Tensor | None = None
     """[B] int64 sample ids."""
+
+    @cached_property
+    def trip(self) -> Trip:
+        """The columns of all ranks, for this batch. Collective at first use.
+
+        Raises:
+            ValueError: the features do not fit together; as `Exchange.bring` says, on every rank.
+        """
+        return self.exchange.bring(self.text, self._problem())
+
+    def mean(self, values: Tensor) -> Tensor:
+        """[B] or [] summed over this rank's rows -> what this rank contributes to the mean over the world's N pairs.
+
+        With equally many rows on every rank that is the mean over this rank's; its mean over ranks is always right.
+        """
+        return values.sum() / (self.trip.count / self.exchange.size)
+
+    def _problem(self) -> str | None:
+        image, text = self.image, self.text
+        if image.shape != text.shape or image.ndim != 2:
+            shapes = f"image features {list(image.shape)} and text features {list(text.shape)}"
+            return f"{shapes} must both be [B, D]"
+        if image.dtype != text.dtype or not image.is_floating_point():
+            return f"image features {image.dtype} and text features {text.dtype} must share one floating dtype"
+        scalars = {"logit_scale": self.logit_scale, "logit_bias": self.logit_bias}
+        for name, value in ({"text features": text} | scalars).items():
+            if value is not None and value.device != image.device:
+                return f"{name} on {value.device} must be on {image.device}, as the image features are"
+        for name, value in scalars.items():
+            if value is not None and value.ndim:
+                return f"{name} {list(value.shape)} must be a scalar []"
+            if value is not None and self.exchange.checking and not math.isfinite(value.detach()):
+                return f"{name} {float(value)} must be finite: the optimizer has diverged, lower the learning rate"
+        return None
 
     @property
     def image(self) -> Tensor:

@@ -43,7 +43,7 @@ def gradients(model: DualEncoder) -> dict[str, Tensor]:
 
 
 def single() -> tuple[World, Any]:
-    return World(0, 1, 0, CPU), exchange.find("auto", 1)(0, 1)
+    return World(0, 1, 0, CPU), exchange.make("auto", 0, 1)
 
 
 def assert_equal_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -140,7 +140,7 @@ def on_ranks(objective: str, micro_batch: int | None) -> dict[str, Tensor]:
 
     world = World(dist.get_rank(), dist.get_world_size(), dist.get_rank(), CPU)
     model, chosen = encoder(objective)
-    engine, columns = engine_of(model, world), exchange.find("auto", world.size)(world.rank, world.size)
+    engine, columns = engine_of(model, world), exchange.make("auto", world.rank, world.size)
     share = 12 // world.size
     batch = batch_of(model, 12).rows(world.rank * share, (world.rank + 1) * share)
     if micro_batch is None:

@@ -51,7 +51,6 @@ class Total(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         grads = gradients(ctx.swept, ctx.found, ctx.needs, upstream, *ctx.saved_tensors)
-        ctx.found = None  # taken: the buffers were multiplied in place
         cast = (g if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True))
         return *cast, None, None
 
@@ -59,18 +58,18 @@ class Total(torch.autograd.Function):
 def gradients(
     swept: Sweep, found: Found, needs: Needs, upstream: Tensor, own_columns: Tensor, scale: Tensor
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """With respect to rows, own columns, scale and bias; the scale's is <row, d row> added up, or <column, d column>."""
+    """Of rows, own columns, scale and bias; the scale's is <row, d row> added up, or <column, d column>."""
     upstream, scale = wide(upstream), wide(scale)
     d_rows, pending, d_columns, d_scale = found.rows, found.columns, None, None
     if d_rows is not None and needs.scale:
         d_scale = (wide(swept.rows) * d_rows).sum() * upstream
     if pending is not None and needs.scale and d_rows is None:
-        d_columns = pending.take(upstream)
+        d_columns = pending.take(upstream, keep=True)
         d_scale = (wide(own_columns) * d_columns).sum()
         d_columns.mul_(scale)
     elif pending is not None:
-        d_columns = pending.take(scale * upstream)
-    scaled_rows = d_rows.mul_(scale * upstream) if d_rows is not None and needs.rows else None
+        d_columns = pending.take(scale * upstream, keep=True)
+    scaled_rows = d_rows * (scale * upstream) if d_rows is not None and needs.rows else None
     return scaled_rows, d_columns, d_scale, None if found.bias is None else found.bias * upstream
 
 

@@ -71,7 +71,7 @@ class Sweep:
     def gradients(
         self, upstream: Tensor, state: State, need_rows: bool, need_columns: bool
     ) -> tuple[Tensor | None, Pending | None]:
-        """Of the losses, weighed by upstream [B], with respect to rows and columns; both still lack the factor scale."""
+        """Of the losses, weighed by upstream [B], by rows and by columns; both still lack the factor scale."""
         weights = self._weights(upstream / 2, state)
         d_rows = torch.zeros_like(wide(self.rows)) if need_rows else None
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pretrain.values import Batch, Features, GradNorms
+from pretrain.values import Announce, Batch, Features, GradNorms
 from pretrain.world import World
 
 
@@ -16,8 +16,12 @@ class Engine(Protocol):
 
     world: World
 
-    def forward(self, batch: Batch) -> Features:
-        """Features of this rank's rows, through whatever wraps the model."""
+    def forward(self, batch: Batch, announce: Announce | None = None) -> Features:
+        """Features of this rank's rows, through whatever wraps the model.
+
+        Args:
+            announce: called with the text features before the image tower starts; what it returns takes their place.
+        """
         ...
 
     def averaging(self, on: bool) -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pretrain import config, optim
 from pretrain.errors import UserError
 from pretrain.model import DualEncoder
-from pretrain.values import Batch, Features, GradNorms
+from pretrain.values import Announce, Batch, Features, GradNorms
 from pretrain.world import World
 
 
@@ -35,8 +35,8 @@ class Single:
         """The module whose forward is called in training."""
         return model
 
-    def forward(self, batch: Batch) -> Features:
-        features: Features = self.wrapped(batch.images, batch.texts)
+    def forward(self, batch: Batch, announce: Announce | None = None) -> Features:
+        features: Features = self.wrapped(batch.images, batch.texts, announce)
         return features
 
     @contextmanager

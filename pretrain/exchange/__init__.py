@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
 from pretrain import named
 from pretrain.errors import UserError
 from pretrain.exchange.base import Exchange
+from pretrain.exchange.transport import Alone, Collectives, Group, Transport
+from pretrain.exchange.trip import Options
+
+__all__ = ["Exchange", "Options", "make", "names"]
 
 
 def names() -> list[str]:
@@ -15,17 +18,23 @@ def names() -> list[str]:
     return named.names(sys.modules[__name__])
 
 
-def find(name: str, size: int) -> Callable[[int, int], Exchange]:
-    """The exchange of a run; it is made as `find(name, size)(rank, size)`.
+def make(name: str, rank: int, size: int, options: Options | None = None, group: Group = None) -> Exchange:
+    """The exchange of a run.
 
     Args:
         name: of a file, or auto: local for one rank, gather for more. A dotted name may live outside this package.
+        rank: this process.
         size: number of ranks.
+        options: default: fp32, everything at its default.
+        group: process group of these ranks; default: all processes.
 
     Raises:
         UserError: there is none of this name, or it cannot serve this many ranks.
+        ValueError: the group has another size.
     """
     if name == "local" and size > 1:
         raise UserError(f"exchange local keeps each of {size} ranks to its own negatives; set exchange: auto or gather")
     chosen = ("local" if size == 1 else "gather") if name == "auto" else name
-    return named.find(sys.modules[__name__], chosen, Exchange)
+    kind: type[Exchange] = named.find(sys.modules[__name__], chosen, Exchange)
+    transport: Transport = Alone() if size == 1 else Collectives(rank, size, group)
+    return kind(transport, options)

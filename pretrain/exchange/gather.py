@@ -1,112 +1,114 @@
-"""All columns at once: one all-gather forward, one reduce-scatter backward. Memory O(N D)."""
+"""All columns at once: one all-gather, one reduce-scatter, each hidden behind a tower. Memory O(N D).
+
+Announced before the image tower, the columns travel while it computes; their gradient goes back while the image tower's
+own backward runs. Each rank sends (W - 1) b D elements forward and as many, as fp32, backward.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.exchange.base import Block
-
-Group = dist.ProcessGroup | None
-
-# torch 2.13 renames both and warns about the names that every earlier release has.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+from pretrain.exchange.base import Exchange
+from pretrain.exchange.transport import Work
+from pretrain.exchange.trip import Arriving, Lane, Trip
+from pretrain.kernels.columns import Block, Share
+from pretrain.kernels.pairing import Span
 
 
-class Gather:
+@dataclass
+class Cargo:
+    """The columns of all ranks, from the moment they leave."""
+
+    work: Work
+    gathered: Tensor
+    """[W * most, D]"""
+    held: Tensor
+    """What is being sent."""
+
+
+@dataclass
+class Together(Trip):
+    """Everything in one block."""
+
+    cargo: list[Cargo] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Send and receive, without waiting."""
+        own = self.layout.filled(self.mine)
+        gathered = own.new_empty(self.transport.size * len(own), *own.shape[1:])
+        self.cargo.append(Cargo(self.transport.all_gather(gathered, own), gathered, own))
+
+    def blocks(self) -> Iterator[Block]:
+        if not self.cargo:
+            self.start()
+        self.cargo[0].work.wait()
+        own = self.layout.own
+        span = Span(0, own.start, own.stop - own.start)
+        yield Block(self.layout.packed(self.cargo[0].gathered), slice(0, self.count), span)
+
+    def collect(self, share: Share) -> Arriving:
+        parts = self.layout.unpacked(share(next(self.blocks()))).to(self.accumulator)
+        own = parts.new_empty(self.layout.most, *parts.shape[1:])
+        return Arriving(self, self.transport.reduce_scatter(own, parts), own, held=parts)
+
+
+class Gather(Exchange):
     """The exchange of a run on a few to a few thousand ranks."""
 
-    def __init__(self, rank: int, size: int, group: Group = None, checked: bool = False) -> None:
-        """Take part in the collectives of a process group.
+    trip = Together
 
-        Args:
-            rank: this process in the group.
-            size: of the group.
-            group: default: all processes.
-            checked: compare the ranks' shapes before every gather, which costs one small collective and, on a GPU, a
-                wait for it; for callers whose batches are not equal by construction.
-        """
-        self.rank, self.size, self.group, self.checked = rank, size, group, checked
+    def announce(self, columns: Tensor, losses: int = 1) -> Tensor:
+        layout = self.agree(columns)
+        trip = Together(self.packaged(columns), layout, self.transport, self.options)
+        trip.start()
+        lanes = [Lane() for _ in range(losses)]
+        outputs = _Announced.apply(columns, lanes)  # type: ignore[no-untyped-call]
+        self._announced = (outputs[0], trip, list(zip(lanes, outputs[1:], strict=True)))
+        text: Tensor = outputs[0]
+        return text
 
-    def blocks(self, columns: Tensor) -> Iterator[Block]:
-        """One block with the columns of all ranks.
+    def bring(self, columns: Tensor, problem: str | None = None) -> Trip:
+        announced, trip, _ = self._announced
+        if announced is not columns or trip is None:
+            return super().bring(columns, problem)
+        if problem is not None:
+            raise ValueError(problem)
+        return trip
 
-        Raises:
-            ValueError: on every rank, if `checked` and the ranks do not hold equally many rows of one shape.
-        """
-        yield Block(self.gather(columns), 0)
+    def receiver(self, columns: Tensor, trip: Trip) -> tuple[Tensor, Trip]:
+        announced, own, lanes = self._announced
+        if announced is not columns or own is not trip or not lanes or not torch.is_grad_enabled():
+            return columns, trip
+        lane, tensor = lanes.pop()
+        return tensor, replace(trip, lane=lane)
 
-    def gather(self, columns: Tensor) -> Tensor:
-        """As `Exchange.gather`; raises as `blocks` does."""
-        if self.size == 1:
-            return columns
-        if self.checked:
-            self._check(columns)
-        gathered: Tensor = _GatherRows.apply(columns, self.size, self.group)  # type: ignore[no-untyped-call]
-        return gathered
-
-    def sum(self, partial: Tensor) -> Tensor:
-        if self.size == 1:
-            return partial
-        total: Tensor = _Sum.apply(partial, self.group)  # type: ignore[no-untyped-call]
-        return total
-
-    def max(self, value: Tensor) -> Tensor:
-        largest = value.detach().clone()
-        if self.size > 1:
-            dist.all_reduce(largest, dist.ReduceOp.MAX, self.group)
-        return largest
-
-    def _check(self, columns: Tensor) -> None:
-        own = torch.tensor([len(columns), columns.numel(), columns.element_size()], device=columns.device)
-        shapes = own.new_empty(self.size * 3)
-        _all_gather(shapes, own, group=self.group)
-        found = shapes.view(self.size, 3).tolist()
-        if any(shape != found[0] for shape in found):
-            rows, values, widths = (list(column) for column in zip(*found, strict=True))
-            raise ValueError(
-                f"every rank must bring equally many rows of one width and dtype; rows by rank: {rows},"
-                f" values: {values}, bytes each: {widths}. Drop or even out the last batch"
-            )
+    _announced: tuple[Tensor | None, Trip | None, list[tuple[Lane, Tensor]]] = (None, None, [])
 
 
-class _GatherRows(torch.autograd.Function):
-    """Rows of all ranks in rank order; each owner receives the sum over ranks of its rows' gradients."""
+class _Announced(torch.autograd.Function):
+    """The same columns, once for ordinary use and once for each lane.
+
+    A lane's gradient may still be travelling when it is handed over here. Being older than every node of the image
+    tower, this node runs after all of them: that is what the travelling hides behind. Lanes are apart from each other
+    and from ordinary use, because autograd adds up what meets on one output, and it knows nothing of travelling.
+    """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, size: int, group: Group) -> Tensor:
-        ctx.size, ctx.group = size, group
-        gathered = rows.new_empty((size * len(rows), *rows.shape[1:]))
-        _all_gather(gathered, rows.contiguous(), group=group)
-        return gathered
+    def forward(ctx: Any, columns: Tensor, lanes: list[Lane]) -> tuple[Tensor, ...]:
+        ctx.lanes = lanes
+        ctx.set_materialize_grads(False)
+        return columns.view_as(columns), *(columns.view_as(columns) for _ in lanes)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        own = grad.new_empty((len(grad) // ctx.size, *grad.shape[1:]))
-        _reduce_scatter(own, grad.contiguous(), group=ctx.group)
-        return own, None, None
-
-
-class _Sum(torch.autograd.Function):
-    """Sum over ranks; each rank's term receives the sum over ranks of the gradients of what they made of the total."""
-
-    @staticmethod
-    def forward(ctx: Any, partial: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        total = partial.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        total = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
+    def backward(ctx: Any, ordinary: Tensor | None, *late: Tensor | None) -> tuple[Tensor | None, None]:
+        pairs = zip(ctx.lanes, late, strict=True)
+        found = [lane.arrived(gradient) for lane, gradient in pairs if gradient is not None]
+        found += [] if ordinary is None else [ordinary]
+        return (torch.stack(found).sum(0) if len(found) > 1 else found[0] if found else None), None

@@ -51,4 +51,4 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, pairs: Pairs) -> Terms:
-        """Weighted mean over this rank's rows of each term, [] fp32."""
+        """Weighted mean over this rank's rows of each term, [] fp32, as `pairs.mean` takes it."""

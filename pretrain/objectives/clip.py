@@ -21,6 +21,10 @@ class Clip(Objective):
         label_smoothing: float = 0.0
         """Share of each target that is spread evenly over all pairs."""
 
+        duplicates: ops.Duplicates = "negatives"
+        """What a pair's copies in the batch (same sample, other row) are to it: negatives, as in the paper; left out
+        (ignore); or further positives."""
+
         def __post_init__(self) -> None:
             if not 0 <= self.label_smoothing < 1:
                 raise UserError(
@@ -32,5 +36,5 @@ class Clip(Objective):
     max_logit_scale = 100.0
 
     def forward(self, pairs: Pairs) -> Terms:
-        losses = ops.symmetric_cross_entropy(pairs, self.options.label_smoothing)
-        return {"clip": self.options.weight * losses.mean()}
+        losses = ops.symmetric_cross_entropy(pairs, self.options.label_smoothing, self.options.duplicates)
+        return {"clip": self.options.weight * pairs.mean(losses)}

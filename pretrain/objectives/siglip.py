@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from pretrain.objectives import ops
 from pretrain.objectives.base import Objective
@@ -15,9 +16,16 @@ class SigLip(Objective):
     Source: Zhai et al. 2023, eq. 1 and section 3.2 (arXiv:2303.15343).
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Objective.Options):
+        duplicates: ops.Duplicates = "negatives"
+        """What a pair's copies in the batch (same sample, other row) are to it: negatives, as in the paper; left out
+        (ignore); or further positives."""
+
+    options: Options
     init_logit_scale = 10.0
     init_logit_bias = -10.0
     max_logit_scale = math.inf
 
     def forward(self, pairs: Pairs) -> Terms:
-        return {"siglip": self.options.weight * ops.pairwise_sigmoid(pairs)}
+        return {"siglip": self.options.weight * ops.pairwise_sigmoid(pairs, self.options.duplicates)}

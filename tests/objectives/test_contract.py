@@ -43,7 +43,7 @@ def step(name, options, exchange_name):
     own = slice(rank * N // size, (rank + 1) * N // size)
     rows = [normalize(linear(x[own], parameters[key]), dim=1) for x, key in ((images, "image"), (texts, "text"))]
     features = Features(*rows, parameters["logit_scale"].exp(), parameters["logit_bias"] if bias is not None else None)
-    pairs = Pairs(features, exchange.find(exchange_name, size)(rank, size), torch.arange(N)[own])
+    pairs = Pairs(features, exchange.make(exchange_name, rank, size), torch.arange(N)[own])
     loss = torch.stack(list(objective(pairs).values())).sum()
     loss.backward()
     found = {"loss": loss.detach()} | {k: v.grad for k, v in parameters.items() if v.grad is not None}

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from pretrain import objectives
+from pretrain import exchange, objectives
 from pretrain.errors import UserError
-from pretrain.exchange.local import Local
 from pretrain.values import Features, Pairs
 
 NAMES = objectives.names()
@@ -21,7 +20,7 @@ def features(count=6, width=4, dtype=torch.float64, scale=5.0, bias=-2.0):
 
 def loss(name, given, **options):
     method = objectives.find(name)
-    terms = method(method.Options(**options))(Pairs(Features(*given), Local()))
+    terms = method(method.Options(**options))(Pairs(Features(*given), exchange.make("local", 0, 1)))
     return torch.stack(list(terms.values())).sum()
 
 

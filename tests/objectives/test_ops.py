@@ -5,8 +5,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy, normalize
 
-from pretrain.exchange.gather import Gather
-from pretrain.exchange.local import Local
+from pretrain import exchange
 from pretrain.objectives import ops
 from pretrain.values import Features, Pairs
 
@@ -31,7 +30,7 @@ def batches():
 
 
 def own_loss(image, text, scale):
-    return ops.symmetric_cross_entropy(Pairs(Features(image, text, scale), Local())).mean()
+    return ops.symmetric_cross_entropy(Pairs(Features(image, text, scale), exchange.make("local", 0, 1))).mean()
 
 
 def torch_loss(image, text, scale):
@@ -108,7 +107,7 @@ def on_a_rank(images, texts, scale):
     rank, size = dist.get_rank(), dist.get_world_size()
     own = slice(rank * len(images) // size, (rank + 1) * len(images) // size)
     leaves = [x.clone().requires_grad_() for x in (images[own], texts[own], torch.tensor(scale))]
-    pairs = Pairs(Features(*leaves), Gather(rank, size))
+    pairs = Pairs(Features(*leaves), exchange.make("gather", rank, size))
     loss = ops.symmetric_cross_entropy(pairs).mean()
     loss.backward()
     return [loss.detach(), *(x.grad / size for x in leaves)], ops._common_shift_sums(pairs) is None

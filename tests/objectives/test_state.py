@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain.exchange.gather import Gather
+from pretrain import exchange
 from pretrain.objectives.state import EMPTY, Queue
 
 
@@ -60,9 +60,9 @@ def test_an_empty_queue_is_refused(shape):
 
 def enqueue_gathered():
     rank, size = dist.get_rank(), dist.get_world_size()
-    exchange, queue = Gather(rank, size), Queue(4, 3)
+    way, queue = exchange.make("gather", rank, size), Queue(4, 3)
     ids = torch.arange(2) + 10 * rank
-    queue.enqueue(exchange.gather(ids[:, None].float().expand(-1, 3)), exchange.gather(ids))
+    queue.enqueue(way.gather(ids[:, None].float().expand(-1, 3)), way.gather(ids))
     return queue.state_dict()
 
 

@@ -1,0 +1,152 @@
+"""The messages of an exchange: four kinds of them, each started at once, waited for later, and counted in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch.distributed as dist
+from torch import Tensor
+
+Group = dist.ProcessGroup | None
+
+# torch 2.13 renames both and warns about the names that every earlier release has.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+class Work(Protocol):
+    """Something under way. Until it was waited for, nothing may touch what it receives or overwrite what it sends."""
+
+    def wait(self) -> object: ...
+
+
+class Transport(Protocol):
+    """How W ranks reach each other. Every rank starts the same messages in the same order."""
+
+    rank: int
+    size: int
+    sent: int
+    """Bytes that left this rank so far; a collective counts as its ring algorithm, the least that is possible."""
+
+    def all_gather(self, gathered: Tensor, own: Tensor) -> Work:
+        """gathered [W * b, ...] becomes every rank's own [b, ...], in rank order. Sends (W - 1) own."""
+        ...
+
+    def reduce_scatter(self, own: Tensor, parts: Tensor) -> Work:
+        """own [b, ...] becomes the sum over ranks of this rank's part of parts [W * b, ...]. Sends (W - 1) own."""
+        ...
+
+    def all_reduce(self, total: Tensor, largest: bool = False) -> Work:
+        """total becomes its sum over ranks, or its elementwise maximum. Sends 2 (W - 1) / W total."""
+        ...
+
+    def swap(self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]) -> Work:
+        """Messages to and from other ranks in one batch, which cannot deadlock: (tensor, rank) each."""
+        ...
+
+    def split(self, node_size: int) -> tuple[Transport, Transport]:
+        """Ways to the `node_size` ranks of this rank's node, and to the ranks of its place on all nodes. Collective.
+
+        What is sent on them counts in their own `sent`.
+        """
+        ...
+
+
+class Collectives:
+    """torch.distributed over a process group."""
+
+    def __init__(self, rank: int, size: int, group: Group = None) -> None:
+        """
+        Args:
+            rank: this process in the group.
+            size: of the group.
+            group: default: all processes.
+
+        Raises:
+            ValueError: the group has another size or rank.
+        """
+        found = (dist.get_rank(group), dist.get_world_size(group))
+        if found != (rank, size):
+            raise ValueError(
+                f"rank {rank} of {size} cannot exchange in a process group where it is rank {found[0]} of {found[1]}"
+            )
+        self.rank, self.size, self.group, self.sent = rank, size, group, 0
+
+    def all_gather(self, gathered: Tensor, own: Tensor) -> Work:
+        self.sent += (self.size - 1) * own.nbytes
+        return _started(_all_gather(gathered, own, group=self.group, async_op=True))
+
+    def reduce_scatter(self, own: Tensor, parts: Tensor) -> Work:
+        self.sent += (self.size - 1) * own.nbytes
+        return _started(_reduce_scatter(own, parts, group=self.group, async_op=True))
+
+    def all_reduce(self, total: Tensor, largest: bool = False) -> Work:
+        self.sent += 2 * (self.size - 1) * total.nbytes // self.size
+        kind = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
+        return _started(dist.all_reduce(total, kind, group=self.group, async_op=True))
+
+    def swap(self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]) -> Work:
+        self.sent += sum(tensor.nbytes for tensor, _ in sends)
+        ways = ((dist.isend, sends), (dist.irecv, receives))
+        operations = [
+            dist.P2POp(way, tensor, group=self.group, group_peer=peer)
+            for way, messages in ways
+            for tensor, peer in messages
+        ]
+        return _All(dist.batch_isend_irecv(operations) if operations else [])
+
+    def split(self, node_size: int) -> tuple[Transport, Transport]:
+        everyone = dist.get_process_group_ranks(self.group or dist.group.WORLD)
+        nodes = [everyone[start : start + node_size] for start in range(0, self.size, node_size)]
+        places = [everyone[place::node_size] for place in range(node_size)]
+        # Every rank makes every group, in one order: making a group is itself collective.
+        inside, across = (_own_group(groups) for groups in (nodes, places))
+        place, node = self.rank % node_size, self.rank // node_size
+        return Collectives(place, node_size, inside), Collectives(node, len(nodes), across)
+
+
+def _own_group(groups: list[list[int]]) -> Group:
+    """The one of these groups that this process is in."""
+    made: list[Group] = [dist.new_group(ranks) for ranks in groups]
+    return next(group for group, ranks in zip(made, groups, strict=True) if dist.get_rank() in ranks)
+
+
+class _All:
+    """Several works as one."""
+
+    def __init__(self, works: Sequence[Work]) -> None:
+        self._works = works
+
+    def wait(self) -> None:
+        for work in self._works:
+            work.wait()
+
+
+def _started(work: Work | None) -> Work:
+    return _All([]) if work is None else work
+
+
+class Alone:
+    """One rank: what it sends is what it receives."""
+
+    rank, size, sent = 0, 1, 0
+
+    def all_gather(self, gathered: Tensor, own: Tensor) -> Work:
+        gathered.copy_(own)
+        return _All([])
+
+    def reduce_scatter(self, own: Tensor, parts: Tensor) -> Work:
+        own.copy_(parts)
+        return _All([])
+
+    def all_reduce(self, total: Tensor, largest: bool = False) -> Work:
+        return _All([])
+
+    def swap(self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]) -> Work:
+        if sends or receives:
+            raise ValueError(f"one rank has nobody to send {len(sends)} messages to")
+        return _All([])
+
+    def split(self, node_size: int) -> tuple[Transport, Transport]:
+        return self, self
