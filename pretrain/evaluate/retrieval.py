@@ -17,8 +17,8 @@ import xxhash
 from torch import Tensor
 
 from pretrain.errors import UserError
-from pretrain.evaluate import ops
 from pretrain.evaluate.base import Setting
+from pretrain.kernels.ranks import Relevance, Standing, ranks
 
 RECALL_AT = (1, 5, 10)
 
@@ -51,8 +51,8 @@ def measure(setting: Setting) -> dict[str, Any]:
     image, text = everything.pairs.to(setting.world.device).unbind(1)
     images, texts = everything.images.to(setting.world.device), everything.texts.to(setting.world.device)
     found: dict[str, Any] = {"images": len(images), "texts": len(texts), "pairs": len(everything.pairs)}
-    found |= _summary("image_to_text", _standing(setting, images, texts, ops.Relevance.of(image, text)))
-    return found | _summary("text_to_image", _standing(setting, texts, images, ops.Relevance.of(text, image)))
+    found |= _summary("image_to_text", _standing(setting, images, texts, Relevance.of(image, text)))
+    return found | _summary("text_to_image", _standing(setting, texts, images, Relevance.of(text, image)))
 
 
 def encode(setting: Setting) -> Found:
@@ -85,15 +85,16 @@ def gather(setting: Setting, own: Found) -> Found:
     return Found(images, texts[first], unique, pairs)
 
 
-def _standing(setting: Setting, queries: Tensor, candidates: Tensor, relevance: ops.Relevance) -> ops.Standing:
+def _standing(setting: Setting, queries: Tensor, candidates: Tensor, relevance: Relevance) -> Standing:
     """Every query's standing; each rank ranks its part of the queries."""
     part = setting.share(len(queries))
-    own = ops.standing(queries[part.start : part.stop], candidates, relevance.rows(part.start, part.stop))
+    with setting.world.together("ranking held-out pairs"):
+        own = ranks(queries[part.start : part.stop], candidates, relevance.rows(part.start, part.stop))
     columns = torch.stack([own.greater, own.ties, own.equals], 1).cpu()
-    return ops.Standing(*setting.world.gather_rows(columns).unbind(1))
+    return Standing(*setting.world.gather_rows(columns).unbind(1))
 
 
-def _summary(direction: str, standing: ops.Standing) -> dict[str, float]:
+def _summary(direction: str, standing: Standing) -> dict[str, float]:
     rank = standing.rank()
     recall = {f"{direction}_recall@{k}": float(standing.recall(k).mean()) for k in RECALL_AT}
     return recall | {f"{direction}_mean_rank": float(rank.mean()), f"{direction}_median_rank": float(np.median(rank))}

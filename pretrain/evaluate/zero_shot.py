@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pretrain.data.evaluation import EvalBatch
 from pretrain.errors import UserError
-from pretrain.evaluate import ops
 from pretrain.evaluate.base import Setting, split
+from pretrain.kernels.ranks import Relevance, ranks
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,8 @@ def hits(images: Tensor, weights: Tensor, labels: Tensor) -> Tensor:
     Returns:
         [B, 3] fp64: 1, top-1 hit, top-5 hit; fractions where scores are equal.
     """
-    scores = ops.rounded_scores(images, weights)
-    own = scores.gather(1, labels[:, None])
-    greater, equal = (scores > own).sum(1), (scores == own).sum(1)
-    standing = ops.Standing(greater, equal - 1, torch.ones_like(equal))
-    return torch.stack([torch.ones_like(own[:, 0]).double(), standing.recall(1), standing.recall(5)], 1)
+    standing = ranks(images, weights, Relevance(torch.arange(len(labels), device=labels.device), labels))
+    return torch.stack([torch.ones_like(standing.rank()), standing.recall(1), standing.recall(5)], 1)
 
 
 def _labels(batch: EvalBatch, num_classes: int) -> list[int]:

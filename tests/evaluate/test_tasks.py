@@ -17,8 +17,9 @@ from pretrain.compat import open_clip
 from pretrain.data import tokenizer
 from pretrain.data.evaluation import EvalBatch
 from pretrain.errors import UserError
-from pretrain.evaluate import ops, retrieval, zero_shot
+from pretrain.evaluate import retrieval, zero_shot
 from pretrain.evaluate.base import Setting
+from pretrain.kernels.ranks.reference import rounded_scores
 from pretrain.world import World, environment
 
 CPU = torch.device("cpu")
@@ -112,7 +113,7 @@ def test_retrieval_equals_the_whole_matrix() -> None:
     sets = [set(captions(n, label)) for n, label in enumerate(labels)]
     kept = [n for n in range(50) if sets[n]]
     texts = sorted({text for n in kept for text in sets[n]})
-    scores = ops.rounded_scores(here.model.encode_image(images[kept]), here.texts(texts))
+    scores = rounded_scores(here.model.encode_image(images[kept]), here.texts(texts))
     relevant = torch.tensor([[text in sets[n] for text in texts] for n in kept])
     assert (found["images"], found["texts"], found["pairs"]) == (len(kept), len(texts), int(relevant.sum()))
     for name, matrix, good in (("image_to_text", scores, relevant), ("text_to_image", scores.T, relevant.T)):
