@@ -86,6 +86,23 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loss:
+    precision: Literal["auto", "fp32", "fp16", "bf16", "mixed"] = "auto"
+    """Arithmetic of the loss's matrix products and of features between ranks; its sums are fp32 in any case. auto: fp16
+    where the towers run in bf16 on a GPU, else fp32. mixed: fp16, and bf16 for the gradients' products."""
+    kernel: Literal["auto", "triton", "blockwise", "reference"] = free("auto")
+    """Form of the kernels; auto: the fastest that runs here, said once."""
+    accumulators: Literal["fp32", "bf16"] = "fp32"
+    """dtype in which gradients of features travel between ranks; bf16 halves the bytes and rounds at every hop."""
+    slices: int = free(4)
+    """Pieces that exchange streamed cuts the columns into: more take less memory and more messages."""
+    node_size: int | None = free(None)
+    """Ranks on a node, for exchange hierarchical and for auto; none: as the launcher says."""
+    memory_gb: float = free(4.0)
+    """What exchange auto may spend on features and their gradients of all ranks, in GiB on each rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optim:
     name: Literal["adamw"] = "adamw"
     """Optimizer."""
@@ -178,7 +195,8 @@ class Run:
     objective: tuple[Choice, ...] = ()
     """What is minimised: objectives are summed. In YAML a name, {name: ..., option: ...}, or a list of them."""
     exchange: str = free("auto")
-    """How features cross ranks for the loss: auto, local, gather."""
+    """How features cross ranks for the loss: auto, local, gather, streamed, ring, bidirectional, hierarchical."""
+    loss: Loss = field(default_factory=Loss)
     engine: str = free("auto")
     """How parameters and gradients are spread: auto, single, ddp."""
     optim: Optim = field(default_factory=Optim)

@@ -143,7 +143,7 @@ class SigLipLoss(nn.Module):
 
 
 def _exchange(rank: int, world_size: int, features: Tensor) -> Exchange:
-    """Every batch is checked. Under a GPU's autocast products are fp16: unit vectors fit, and keep more than in bf16."""
+    """Every batch is checked. Under a GPU's autocast products are fp16: unit vectors fit, more exactly than in bf16."""
     fast = features.is_cuda and torch.is_autocast_enabled("cuda") and features.dtype == torch.float32
     options = exchange.Options(products=torch.float16 if fast else None, checks=math.inf)
     return exchange.make("auto", rank, world_size, options)

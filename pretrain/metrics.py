@@ -19,7 +19,7 @@ from pretrain.world import World
 
 KEYS = (
     *("step", "epoch", "samples", "loss", "terms", "lr", "logit_scale", "logit_bias", "grad_norm", "samples_per_s"),
-    *("step_s", "data_wait_s", "peak_memory_bytes", "skipped", "batch_digest"),
+    *("step_s", "data_wait_s", "exchange_bytes", "peak_memory_bytes", "skipped", "batch_digest"),
 )
 """Keys of a record, in order: metrics.jsonl has exactly these."""
 
@@ -71,6 +71,11 @@ class Clock:
         self._waited += waited_s
 
     @property
+    def steps(self) -> int:
+        """Optimizer steps since the last look."""
+        return self._steps
+
+    @property
     def data_wait_s(self) -> float:
         """This rank's wait for data per step since the last look."""
         return self._waited / max(self._steps, 1)
@@ -95,6 +100,7 @@ class Meter:
         self.clock = Clock(now)
         self.skipped = skipped
         self._skips: list[Skip] = []
+        self._sent = 0
 
     def step(self, samples: int, skips: Sequence[Skip] = (), waited_s: float = 0.0) -> None:
         """One optimizer step was done.
@@ -116,6 +122,7 @@ class Meter:
         samples: int,
         lr: float,
         batch_digest: str | None = None,
+        sent: int = 0,
     ) -> dict[str, Any]:
         """The record of the step just done, with `KEYS`. All ranks call it: losses are averaged by one all-reduce.
 
@@ -124,10 +131,12 @@ class Meter:
             epoch: passes over the data done, with its fraction.
             samples: pairs seen.
             lr: learning rate of the step.
+            sent: bytes that the loss's exchange has sent from this rank so far.
         """
-        found = self._means(report)
+        found = self._means(report, (sent - self._sent) / max(self.clock.steps, 1))
+        self._sent = sent
         untold = round(found.pop("skipped") * self.world.size)
-        data_wait_s = found.pop("data_wait_s")
+        data_wait_s, exchange_bytes = found.pop("data_wait_s"), round(found.pop("exchange_bytes"))
         speed = self.clock.look()
         norms = {name: found.pop(f"grad_norm/{name}") for name in ("total", "image", "text")}
         values: dict[str, Any] = {
@@ -139,6 +148,7 @@ class Meter:
         }
         values |= {"step": step, "epoch": epoch, "samples": samples, "lr": lr, "batch_digest": batch_digest}
         values |= {"samples_per_s": speed.samples_per_s, "step_s": speed.step_s, "data_wait_s": data_wait_s}
+        values |= {"exchange_bytes": exchange_bytes}
         values |= {"peak_memory_bytes": peak_memory_bytes(self.world.device), "skipped": self.skipped + untold}
         return {key: values[key] for key in KEYS}
 
@@ -154,7 +164,7 @@ class Meter:
         self.skipped += len(everyone)
         return everyone
 
-    def _means(self, report: StepReport) -> dict[str, float]:
+    def _means(self, report: StepReport, exchange_bytes: float) -> dict[str, float]:
         """Means over ranks of everything on the device, in one all-reduce and one copy to the host."""
         named: dict[str, Tensor | float] = {
             "loss": report.loss,
@@ -166,6 +176,7 @@ class Meter:
             **{f"terms/{name}": report.terms[name] for name in sorted(report.terms)},
             "skipped": float(len(self._skips)),
             "data_wait_s": self.clock.data_wait_s,
+            "exchange_bytes": exchange_bytes,
         }
         device = report.loss.device
         # fp64: a sum of W equal fp32 numbers divided by W is then that number again.

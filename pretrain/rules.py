@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pretrain.config import Checkpoint, Data, Model, Optim, Run, Train
+    from pretrain.config import Checkpoint, Data, Loss, Model, Optim, Run, Train
 
 Rules = list[tuple[bool, str]]
 
@@ -19,6 +19,7 @@ def problems(run: Run) -> Iterator[str]:
         finite(run),
         data(run.data),
         model(run.model),
+        loss(run.loss),
         optim(run.optim),
         train(run.train),
         checkpoint(run.checkpoint),
@@ -32,6 +33,7 @@ def finite(run: Run) -> Rules:
     sections: dict[str, Any] = {
         "data": run.data,
         "model": run.model,
+        "loss": run.loss,
         "optim": run.optim,
         "train": run.train,
         "checkpoint": run.checkpoint,
@@ -85,6 +87,22 @@ def model(model: Model) -> Rules:
         (
             model.lock_image and model.lock_text and groups + layers == 0,
             "model.lock_image and model.lock_text leave nothing to train: unlock one, or some of its last layers",
+        ),
+    ]
+
+
+def loss(loss: Loss) -> Rules:
+    return [
+        (loss.slices < 1, f"loss.slices {loss.slices} must be at least 1: one slice is everything at once"),
+        (
+            loss.node_size is not None and loss.node_size < 1,
+            f"loss.node_size {loss.node_size} must be at least 1 rank; none means as the launcher says",
+        ),
+        (loss.memory_gb <= 0, f"loss.memory_gb {loss.memory_gb} must be positive"),
+        (
+            loss.kernel == "triton" and loss.precision == "fp32",
+            "loss.kernel triton with loss.precision fp32 is slower than blockwise: matrix units take fp16 and bf16; "
+            "set loss.precision fp16, or leave loss.kernel at auto",
         ),
     ]
 

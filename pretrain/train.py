@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from pretrain import checkpoint, claim, engines, exchange, objectives, optim, record, runfile, seed, step
+from pretrain import checkpoint, claim, engines, objectives, optim, record, runfile, seed, step
+from pretrain.arithmetic import open_exchange
 from pretrain.checkpoint import State
 from pretrain.config import Run, check_world
 from pretrain.data import tokenizer
@@ -61,8 +62,8 @@ class Training:
             self.model = build(run.model, self.objectives, run.seed, world.device, known.get("model"))
             self.source = train_source(run.data, world, self.model.image_spec)
             self.tokenize = tokenizer.build(self.model.architecture.name)
-            self.exchange = exchange.make(run.exchange, world.rank, world.size)
             refuse_inexact(run, self.model, world)
+        self.exchange = open_exchange(run, world, int(self.model.architecture.towers["embed_dim"]))
         self.engine = engines.find(run.engine, world.size)(self.model, run.optim, world)
         self.average = Average(self.model.towers, run.optim.ema_decay) if run.optim.ema_decay is not None else None
         seed.seed_everything(run.seed, world.rank)
@@ -105,7 +106,8 @@ class Training:
         """The record of the step just done, means over ranks, to every sink."""
         digest = self.digest(batch) if self.run.log.batch_digest else None
         epoch = self.samples / len(self.source)
-        sinks.write(meter.record(report, step=self.step, epoch=epoch, samples=self.samples, lr=lr, batch_digest=digest))
+        named: dict[str, Any] = {"step": self.step, "epoch": epoch, "samples": self.samples, "batch_digest": digest}
+        sinks.write(meter.record(report, **named, lr=lr, sent=self.exchange.sent))
         sinks.skips(meter.take_skips())
         self.skipped = meter.skipped
 

@@ -47,8 +47,8 @@ MAY_IMPORT = {
     "pretrain.kernels.*": ["pretrain.kernels.*"],
     "pretrain.launch.*": ["pretrain.config", "pretrain.errors", "pretrain.launch.*"],
     "pretrain.plan.*": ["pretrain.config", "pretrain.errors", "pretrain.plan.*"],
-    "pretrain.data.*": ["pretrain.compat", "pretrain.config", "pretrain.data.*", "pretrain.errors", "pretrain.values",
-                        "pretrain.world"],
+    "pretrain.data.*": ["pretrain.compat", "pretrain.config", "pretrain.data.*", "pretrain.errors",
+                        "pretrain.kernels.normalize_images", "pretrain.values", "pretrain.world"],
     "pretrain.step": ["pretrain.engines.base", "pretrain.exchange.base", "pretrain.objectives.base",
                       "pretrain.precision", "pretrain.seed", "pretrain.values"],
     "pretrain.*": ["pretrain", "pretrain.*"],
@@ -213,7 +213,7 @@ def test_every_section_attribute_is_a_documented_knob() -> None:
             continue
         for n in fields:
             target, kind = ast.unparse(body[n].target), ast.unparse(body[n].annotation)  # type: ignore[attr-defined]
-            is_section = kind in ("Data", "Model", "Optim", "Train", "Checkpoint", "Log")
+            is_section = kind in ("Data", "Model", "Loss", "Optim", "Train", "Checkpoint", "Log")
             documented = n + 1 < len(body) and isinstance(body[n + 1], ast.Expr)
             assert is_section or documented, f"{section.name}.{target} has no doc line"
             knobs += not is_section

@@ -65,23 +65,27 @@ def test_record_has_exactly_the_documented_keys() -> None:
     now = Time()
     meter = Meter(ONE, skipped=2, now=now)
     meter.step(32, [Skip(4, "a.tar", "k", "bad jpeg")], waited_s=0.25)
-    now.at += 2.0
-    record = meter.record(report(2.0), step=9, epoch=0.5, samples=288, lr=1e-3, batch_digest="ab")
+    meter.step(32)
+    now.at += 4.0
+    record = meter.record(report(2.0), step=9, epoch=0.5, samples=288, lr=1e-3, batch_digest="ab", sent=3000)
     assert tuple(record) == KEYS
     documented = "step, epoch, samples, loss, terms, lr, logit_scale, logit_bias, grad_norm, samples_per_s, step_s, "
-    assert ", ".join(record) == documented + "data_wait_s, peak_memory_bytes, skipped, batch_digest"
+    assert ", ".join(record) == documented + "data_wait_s, exchange_bytes, peak_memory_bytes, skipped, batch_digest"
     assert record["grad_norm"] == {"total": 5.0, "image": 3.0, "text": 4.0}
     assert record["terms"] == {"a": 1.5, "b": 0.5}
     assert record["loss"] == 2.0
     assert record["logit_scale"] == pytest.approx(14.3)
     assert record["logit_bias"] == -10.0
     assert record["samples_per_s"] == 16.0
-    assert record["data_wait_s"] == 0.25
+    assert record["data_wait_s"] == 0.125
+    assert record["exchange_bytes"] == 1500
     assert record["skipped"] == 3
     assert (record["step"], record["samples"], record["batch_digest"]) == (9, 288, "ab")
     assert [skip.index for skip in meter.take_skips()] == [4]
     assert meter.skipped == 3
-    again = meter.record(report(2.0, bias=False), step=10, epoch=0.5, samples=320, lr=1e-3)
+    meter.step(32)
+    again = meter.record(report(2.0, bias=False), step=10, epoch=0.5, samples=320, lr=1e-3, sent=3700)
+    assert again["exchange_bytes"] == 700
     assert again["skipped"] == 3
     assert again["logit_bias"] is None
     assert again["batch_digest"] is None
