@@ -111,22 +111,51 @@ def test_open_clips_own_defaults_do_not(open_clip, ranks):
     torch.testing.assert_close(found[3], wanted[3])
 
 
-def uneven(kind):
+def uneven(kind, counts):
+    """As `step`, with batches of different sizes; a rank may have none at all."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    rows = 3 - (rank == 1)
-    loss = getattr(losses, kind)(rank=rank, world_size=size)
+    own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+    image, text, scale, bias = features()
+    found = run(getattr(losses, kind)(rank=rank, world_size=size), [image[own], text[own], scale, bias])
+    return [found[0], found[1] / size, found[2] / size, found[3], found[4]]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("counts", [(5, 4, 3), (12, 0, 0), (0, 1, 11)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_uneven_ranks_equal_one_process(open_clip, ranks, kind, counts):
+    wanted = run(getattr(open_clip, kind)(), features())
+    assert difference(joined(ranks(3).run(uneven, kind, counts)), wanted) < 1e-10
+
+
+def bad(kind, change):
+    """What every rank is told when one of them brings something else."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    given = {"image_features": torch.ones(3, D), "text_features": torch.ones(3, D), "logit_scale": torch.tensor(2.0)}
     try:
-        loss(torch.ones(rows, D), torch.ones(rows, D), torch.tensor(2.0), torch.tensor(0.0))
+        getattr(losses, kind)(rank=rank, world_size=size)(**(given | (change if rank == 1 else {})))
     except ValueError as error:
         return str(error)
     return "no error"
 
 
+BAD = [
+    ({"text_features": torch.ones(2, D)}, "rank 1: image features [3, 6] and text features [2, 6] must both be [B, D]"),
+    ({"logit_scale": torch.tensor(torch.nan)}, "rank 1: logit_scale nan must be finite"),
+    (
+        {"image_features": torch.ones(3, D).half()},
+        "rank 1: image features torch.float16 and text features torch.float32",
+    ),
+    ({"image_features": torch.ones(3, 2), "text_features": torch.ones(3, 2)}, "rows by rank: [3, 3], widths: [6, 2]"),
+]
+
+
 @pytest.mark.ranks
+@pytest.mark.parametrize(("change", "wanted"), BAD, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_uneven_ranks_are_refused_on_every_rank(ranks, kind):
-    told = ranks(2).run(uneven, kind)
-    assert all("rows by rank: [3, 2]" in text for text in told)
+def test_bad_input_on_one_rank_is_told_on_every_rank(ranks, kind, change, wanted):
+    told = ranks(2).run(bad, kind, change)
+    assert all(wanted in text for text in told), told
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -75,7 +75,7 @@ def compare(columns: Tensor, problem: str | None, transport: Transport) -> Layou
     told = (problem or "").encode()[:MESSAGE]
     facts = [len(columns) if columns.ndim else 0, columns[:1].numel(), columns.element_size(), len(told)]
     own = torch.tensor([*(n >> shift & 255 for n in facts for shift in range(0, 40, 8)), *told.ljust(MESSAGE)])
-    own = own.to(torch.uint8).to(columns.device)
+    own = own.to(torch.uint8).to(transport.talks_on)
     gathered = own.new_empty(transport.size * len(own))
     transport.all_gather(gathered, own).wait()
     found = [bytes(row) for row in gathered.view(transport.size, -1).tolist()]

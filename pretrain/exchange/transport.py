@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -28,6 +29,11 @@ class Transport(Protocol):
     size: int
     sent: int
     """Bytes that left this rank so far; a collective counts as its ring algorithm, the least that is possible."""
+
+    @property
+    def talks_on(self) -> torch.device:
+        """Where small messages of the ranks' agreement go: the CPU where it can, which no GPU waits for."""
+        ...
 
     def all_gather(self, gathered: Tensor, own: Tensor) -> Work:
         """gathered [W * b, ...] becomes every rank's own [b, ...], in rank order. Sends (W - 1) own."""
@@ -72,6 +78,11 @@ class Collectives:
                 f"rank {rank} of {size} cannot exchange in a process group where it is rank {found[0]} of {found[1]}"
             )
         self.rank, self.size, self.group, self.sent = rank, size, group, 0
+
+    @property
+    def talks_on(self) -> torch.device:
+        on_cpu = "cpu:" in dist.get_backend_config(self.group)
+        return torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
 
     def all_gather(self, gathered: Tensor, own: Tensor) -> Work:
         self.sent += (self.size - 1) * own.nbytes
@@ -130,7 +141,7 @@ def _started(work: Work | None) -> Work:
 class Alone:
     """One rank: what it sends is what it receives."""
 
-    rank, size, sent = 0, 1, 0
+    rank, size, sent, talks_on = 0, 1, 0, torch.device("cpu")
 
     def all_gather(self, gathered: Tensor, own: Tensor) -> Work:
         gathered.copy_(own)

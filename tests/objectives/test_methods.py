@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from pretrain import exchange, objectives
 from pretrain.errors import UserError
 from pretrain.values import Features, Pairs
 
 NAMES = objectives.names()
+KINDS = ["negatives", "ignore", "positives"]
 
 
 def features(count=6, width=4, dtype=torch.float64, scale=5.0, bias=-2.0):
@@ -18,9 +19,9 @@ def features(count=6, width=4, dtype=torch.float64, scale=5.0, bias=-2.0):
     return image, text, torch.tensor(scale, dtype=dtype), torch.tensor(bias, dtype=dtype)
 
 
-def loss(name, given, **options):
+def loss(name, given, ids=None, **options):
     method = objectives.find(name)
-    terms = method(method.Options(**options))(Pairs(Features(*given), exchange.make("local", 0, 1)))
+    terms = method(method.Options(**options))(Pairs(Features(*given), exchange.make("local", 0, 1), ids))
     return torch.stack(list(terms.values())).sum()
 
 
@@ -74,12 +75,53 @@ def test_docstring_names_its_source(name):
     assert "Source: " in (objectives.find(name).__doc__ or "")
 
 
+BAD = [
+    ({"image": torch.zeros(0, 4), "text": torch.zeros(0, 4)}, "at least one row on one of them; rows by rank: .0."),
+    ({"text": torch.zeros(2, 4)}, r"image features \[3, 4\] and text features \[2, 4\] must both be \[B, D\]"),
+    ({"image": torch.zeros(3), "text": torch.zeros(3)}, r"\[3\] and text features \[3\] must both be \[B, D\]"),
+    ({"text": torch.zeros(3, 4).double()}, "image features torch.float32 and text features torch.float64"),
+    ({"image": torch.zeros(3, 4).long(), "text": torch.zeros(3, 4).long()}, "must share one floating dtype"),
+    ({"text": torch.zeros(3, 4, device="meta")}, "text features on meta must be on cpu, as the image features are"),
+    ({"logit_scale": torch.tensor(torch.inf)}, "logit_scale inf must be finite"),
+    ({"logit_bias": torch.tensor(torch.nan)}, "logit_bias nan must be finite"),
+    ({"logit_scale": torch.ones(1)}, r"logit_scale \[1\] must be a scalar \[\]"),
+]
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shapes", [((0, 4), (0, 4)), ((3, 4), (2, 4))])
-def test_batches_without_pairs_are_refused(name, shapes):
-    image, text = (torch.zeros(shape) for shape in shapes)
-    with pytest.raises(ValueError, match=r"must both be \[B, D\] with at least one row"):
-        loss(name, (image, text, torch.tensor(1.0), torch.tensor(0.0)))
+@pytest.mark.parametrize(("change", "told"), BAD, ids=str)
+def test_bad_batches_are_refused_with_their_values(name, change, told):
+    good = {"image": torch.zeros(3, 4), "text": torch.zeros(3, 4), "logit_scale": torch.tensor(1.0)}
+    with pytest.raises(ValueError, match=told):
+        loss(name, (good | {"logit_bias": torch.tensor(0.0)} | change).values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_of_a_sample_are_what_the_option_says(name):
+    """Two rows of one sample: negatives as in the papers, left out, or positives; told apart by sample id alone."""
+    image, text, scale, bias = features()
+    text, ids = normalize(image + text / 2, dim=1), torch.tensor([7, 3, 5, 9, 3, 2])
+    found = {kind: loss(name, (image, text, scale, bias), ids, duplicates=kind) for kind in KINDS}
+    equal, own = ids[:, None] == ids, torch.eye(6, dtype=torch.bool)
+    logits = scale * image @ text.T + (bias if name == "siglip" else 0)
+    torch.testing.assert_close(found["negatives"], loss(name, (image, text, scale, bias)))
+    if name == "clip":
+        kept = logits.masked_fill(equal & ~own, -torch.inf)
+        wanted = {"ignore": sum(cross_entropy(x, torch.arange(6)) for x in (kept, kept.T)) / 2}
+        share = equal / equal.sum(1, keepdim=True).double()
+        wanted["positives"] = sum(-(x.log_softmax(1) * share).sum(1).mean() for x in (logits, logits.T)) / 2
+    else:
+        losses = {kind: -logsigmoid(torch.where(mask, logits, -logits)) for kind, mask in (("o", own), ("e", equal))}
+        wanted = {"ignore": losses["o"].masked_fill(equal & ~own, 0).sum() / 6, "positives": losses["e"].sum() / 6}
+    for kind, value in wanted.items():
+        torch.testing.assert_close(found[kind], value)
+        assert (found[kind] - found["negatives"]).abs() > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_duplicates_need_sample_ids(name):
+    with pytest.raises(ValueError, match="duplicates 'ignore' needs sample ids, and this batch has none"):
+        loss(name, features(), duplicates="ignore")
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
