@@ -26,7 +26,7 @@ def open_exchange(run: Run, world: World, width: int) -> Exchange:
         UserError: there is none of this name, or it cannot serve these ranks.
     """
     how, rows = options(run, world.device), run.train.global_batch // world.size
-    load = Load(rows, width, run.loss.memory_gb * 2**30)
+    load = Load(rows, width, run.loss.memory_gb * 2**30, on_gpu=world.device.type == "cuda")
     group = own_group(world) if world.size > 1 else None
     return exchange.make(run.exchange, world.rank, world.size, how, group, load)
 

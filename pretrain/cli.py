@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import NoReturn
@@ -36,6 +37,7 @@ def run(argv: list[str]) -> int:
             raise errors.UserError(f"there is no such verb; one of {', '.join(VERBS)}")
         from pretrain import verbs
 
+        _show_choices()
         getattr(verbs, verb)(args)
     except errors.UserError as mistake:
         _tell(f"pretrain {verb}: {mistake}")
@@ -59,6 +61,18 @@ def _overview() -> str:
     )
 
 
+def _show_choices() -> None:
+    """What the program chose by itself (exchange, form of the kernels) is said, with its reason, by the first rank."""
+    if _is_first():
+        logger = logging.getLogger("pretrain")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(logging.StreamHandler(sys.stderr))
+
+
 def _tell(line: str) -> None:
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    if _is_first():
         print(line, file=sys.stderr, flush=True)
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pretrain import named
 from pretrain.errors import UserError
 from pretrain.exchange.base import Exchange
+from pretrain.exchange.hierarchical import launched
 from pretrain.exchange.transport import Alone, Collectives, Group, Transport
 from pretrain.exchange.trip import Options
+from pretrain.plan.choice import choose_exchange
+from pretrain.plan.hardware import CPU, H100
 
 __all__ = ["Exchange", "Load", "Options", "make", "names"]
 
@@ -27,6 +30,8 @@ class Load:
     """D"""
     memory_bytes: float
     """What features and gradients of all ranks may take on each rank."""
+    on_gpu: bool
+    """Whether the cost model's GPU links and speeds apply, or a CPU's."""
 
 
 def names() -> list[str]:
@@ -62,11 +67,25 @@ def make(
     chosen = automatic(size, options, load) if name == "auto" else name
     kind: type[Exchange] = named.find(sys.modules[__name__], chosen, Exchange)
     transport: Transport = Alone() if size == 1 else Collectives(rank, size, group)
-    return kind(transport, options)
+    try:
+        return kind(transport, options)
+    except ValueError as error:
+        raise UserError(f"exchange {chosen}: {error}") from None
 
 
 def automatic(size: int, options: Options, load: Load | None) -> str:
-    """The name of the exchange for this many ranks."""
+    """The name of the exchange that the cost model predicts to suit, said once with its reason."""
     if size == 1 or load is None:
         return "local" if size == 1 else "gather"
-    return "gather"
+    choice = choose_exchange(
+        ranks=size,
+        rows=load.rows,
+        width=load.width,
+        node_size=options.node_size or launched(),
+        memory_bytes=load.memory_bytes,
+        bytes_each=options.products.itemsize if options.products else 4,
+        slices=options.slices,
+        machine=H100 if load.on_gpu else CPU,
+    )
+    log.info("exchange: %s (%s)", choice.name, choice.reason)
+    return choice.name
