@@ -20,6 +20,7 @@ VERBS = {
 
 def main() -> NoReturn:
     """Run a verb and exit: 0 done, 2 the user's mistake, 85 stopped with a checkpoint saved, 1 anything else."""
+    _show_choices()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -37,7 +38,6 @@ def run(argv: list[str]) -> int:
             raise errors.UserError(f"there is no such verb; one of {', '.join(VERBS)}")
         from pretrain import verbs
 
-        _show_choices()
         getattr(verbs, verb)(args)
     except errors.UserError as mistake:
         _tell(f"pretrain {verb}: {mistake}")
@@ -67,6 +67,7 @@ def _show_choices() -> None:
         logger = logging.getLogger("pretrain")
         logger.setLevel(logging.INFO)
         logger.addHandler(logging.StreamHandler(sys.stderr))
+        logger.propagate = False  # libraries give the root logger a handler of their own
 
 
 def _tell(line: str) -> None:
