@@ -9,7 +9,7 @@ from types import ModuleType
 
 from pretrain.errors import UserError
 
-VOCABULARY = {"base", "layout", "ops", "state", "transport", "trip"}
+VOCABULARY = {"base", "layout", "ops", "relay", "state", "transport", "trip"}
 """Files of a package that are no method."""
 
 

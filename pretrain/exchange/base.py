@@ -70,7 +70,11 @@ class Exchange(ABC):
                 dtypes differ, or nobody has any rows. On this rank alone afterwards.
         """
         layout = self.agree(columns, problem)
-        return self.trip(self.packaged(columns), layout, self.transport, self.options)
+        return self.depart(self.packaged(columns), layout)
+
+    def depart(self, columns: Tensor, layout: Layout) -> Trip:
+        """Columns that are packaged, and agreed on, at the start of their way."""
+        return self.trip(columns, layout, self.transport, self.options)
 
     def receiver(self, columns: Tensor, trip: Trip) -> tuple[Tensor, Trip]:
         """What takes a loss's gradient with respect to its columns, and the trip that brings it there."""

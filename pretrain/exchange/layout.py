@@ -20,6 +20,8 @@ class Layout:
 
     counts: tuple[int, ...]
     rank: int
+    room: int = 0
+    """Rows that every rank sends, where that is more than any has."""
 
     @property
     def starts(self) -> list[int]:
@@ -34,7 +36,7 @@ class Layout:
     @property
     def most(self) -> int:
         """Rows that every rank sends: ranks with fewer fill up."""
-        return max(self.counts)
+        return max(self.room, *self.counts)
 
     @property
     def own(self) -> slice:
@@ -47,8 +49,17 @@ class Layout:
 
     @property
     def even(self) -> bool:
-        """Whether all ranks own equally many."""
-        return len(set(self.counts)) == 1
+        """Whether no rank fills up."""
+        return all(count == self.most for count in self.counts)
+
+    def between(self, first: int, last: int) -> Layout:
+        """Who owns which columns of a slice: rows [first, last) of every rank, which fills up what it lacks."""
+        counts = tuple(max(0, min(count, last) - first) for count in self.counts)
+        return Layout(counts, self.rank, last - first)
+
+    def among(self, first: int, last: int, rank: int) -> Layout:
+        """Who owns which columns of ranks [first, last), of which this one counts as `rank`."""
+        return Layout(self.counts[first:last], rank, self.most)
 
     def filled(self, rows: Tensor) -> Tensor:
         """[b, ...] -> [most, ...], zeros below; contiguous."""

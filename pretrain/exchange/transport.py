@@ -108,19 +108,20 @@ class Collectives:
         return _All(dist.batch_isend_irecv(operations) if operations else [])
 
     def split(self, node_size: int) -> tuple[Transport, Transport]:
-        everyone = dist.get_process_group_ranks(self.group or dist.group.WORLD)
-        nodes = [everyone[start : start + node_size] for start in range(0, self.size, node_size)]
-        places = [everyone[place::node_size] for place in range(node_size)]
-        # Every rank makes every group, in one order: making a group is itself collective.
-        inside, across = (_own_group(groups) for groups in (nodes, places))
         place, node = self.rank % node_size, self.rank // node_size
-        return Collectives(place, node_size, inside), Collectives(node, len(nodes), across)
+        everyone = dist.get_process_group_ranks(self.group or dist.group.WORLD)
+        inside = self._among(everyone[node * node_size : (node + 1) * node_size], place)
+        return inside, self._among(everyone[place::node_size], node)
 
-
-def _own_group(groups: list[list[int]]) -> Group:
-    """The one of these groups that this process is in."""
-    made: list[Group] = [dist.new_group(ranks) for ranks in groups]
-    return next(group for group, ranks in zip(made, groups, strict=True) if dist.get_rank() in ranks)
+    def _among(self, ranks: list[int], rank: int) -> Transport:
+        """A way to some of these ranks, global numbers in ascending order; known to them alone, so that groups of a
+        run may split independently of each other."""
+        if len(ranks) in (1, self.size):
+            return Alone() if len(ranks) == 1 else Collectives(rank, self.size, self.group)
+        # Connected at once where this way was: a first message between two ranks only is a way into a deadlock.
+        device = getattr(self.group or dist.group.WORLD, "bound_device_id", None)
+        eager = {} if device is None else {"device_id": device}
+        return Collectives(rank, len(ranks), dist.new_group(ranks, use_local_synchronization=True, **eager))
 
 
 class _All:

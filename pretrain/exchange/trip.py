@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ from pretrain.exchange.layout import Layout
 from pretrain.exchange.transport import Transport, Work
 from pretrain.kernels.columns import Block, Pending, Share
 from pretrain.kernels.dispatch import Impl
+from pretrain.kernels.pairing import Span
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,17 @@ class Trip(ABC):
     @abstractmethod
     def collect(self, share: Share) -> Pending: ...
 
+    def block(self, owner: int, filled: Tensor) -> Block:
+        """A rank's columns, [most, D] as they travelled."""
+        part, partners = self.layout.of(owner), len(self.mine) if owner == self.layout.rank else 0
+        return Block(filled[: self.layout.counts[owner]], part, Span(0, 0, partners))
+
+    def shared(self, share: Share, block: Block) -> Tensor:
+        """share(block), without asking a kernel about a block of nothing."""
+        if len(block.columns):
+            return share(block)
+        return block.columns.to(torch.promote_types(block.columns.dtype, torch.float32))
+
     def own(self, values: Tensor) -> Tensor:
         return values[self.layout.own]
 
@@ -88,6 +100,11 @@ class Trip(ABC):
         return self.lane is not None and self.accumulator == torch.promote_types(self.mine.dtype, torch.float32)
 
 
+def occupied(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Without those that hold no column, where a rank has no rows."""
+    return (block for block in blocks if len(block.columns))
+
+
 @dataclass
 class Arriving:
     """A gradient that comes back to its owner: `kernels.columns.Pending`."""
@@ -105,6 +122,7 @@ class Arriving:
             self.trip.lane.expect(self.work, factor, keep)
             return rows
         self.work.wait()
+        self.held = None
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         return rows * factor if keep else rows.mul_(factor)
 
