@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pretrain.plan.hardware import Link, Machine
-from pretrain.plan.loss import forward_flops
+from pretrain.plan.loss import Loss, forward_flops
 
 STATISTIC_BYTES = 4
 
@@ -69,14 +69,17 @@ def memory_bytes(name: str, case: Case) -> int:
     }[name]
 
 
-def bytes_sent(name: str, case: Case) -> int:
-    """That leave a rank in one step of the softmax loss; a collective counts as its ring algorithm.
+def bytes_sent(name: str, case: Case, loss: Loss = "clip") -> int:
+    """That leave a rank in one step; a collective counts as its ring algorithm.
 
-    Columns reach every other rank once forward, and again backward unless they were kept; gradients come back once.
-    Besides, the column sums of all rows are added up over ranks, and each rank's part of their gradient is told to all.
+    Columns reach every other rank once forward, and with softmax again backward unless they were kept; gradients come
+    back once. Besides, softmax's column sums of all rows are added up over ranks, and each rank's part of their
+    gradient is told to all. `hierarchical` sends (M - 1) / (W - 1) of columns and gradients across its M nodes.
     """
     if case.ranks == 1:
         return 0
+    if loss == "siglip":
+        return (case.ranks - 1) * (case.block + case.gradient_block)
     others, sweeps = case.ranks - 1, 1 if name == "gather" else 2
     sums = 2 * others * (case.ranks * case.rows + 1) * STATISTIC_BYTES // case.ranks
     return others * (sweeps * case.block + case.gradient_block + case.rows * STATISTIC_BYTES) + sums
