@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pretrain.exchange.base import Exchange
+from pretrain.exchange.layout import compare
 from pretrain.exchange.transport import Work
 from pretrain.exchange.trip import Arriving, Lane, Trip
 from pretrain.kernels.columns import Block, Share
@@ -64,7 +65,8 @@ class Gather(Exchange):
     trip = Together
 
     def announce(self, columns: Tensor, losses: int = 1) -> Tensor:
-        layout = self.agree(columns)
+        # What is wrong with the rest of the batch is not known yet: `bring` still compares the ranks, once more.
+        layout = compare(columns, None, self.transport) if self.checking else self.agree(columns)
         trip = Together(self.packaged(columns), layout, self.transport, self.options)
         trip.start()
         lanes = [Lane() for _ in range(losses)]
@@ -77,15 +79,18 @@ class Gather(Exchange):
         announced, trip, _ = self._announced
         if announced is not columns or trip is None:
             return super().bring(columns, problem)
-        if problem is not None:
-            raise ValueError(problem)
+        self.agree(columns, problem)
         return trip
 
     def receiver(self, columns: Tensor, trip: Trip) -> tuple[Tensor, Trip]:
         announced, own, lanes = self._announced
-        if announced is not columns or own is not trip or not lanes or not torch.is_grad_enabled():
+        if announced is not columns or own is not trip or not torch.is_grad_enabled():
+            return columns, trip
+        if trip.accumulator != columns.dtype:  # a gradient that is yet to be cast must be there
             return columns, trip
         lane, tensor = lanes.pop()
+        if not lanes:
+            self._announced = (None, None, [])
         return tensor, replace(trip, lane=lane)
 
     _announced: tuple[Tensor | None, Trip | None, list[tuple[Lane, Tensor]]] = (None, None, [])

@@ -47,7 +47,7 @@ class Trip(ABC):
     transport: Transport
     options: Options
     lane: Lane | None = field(default=None, kw_only=True)
-    """Where a gradient may arrive late; None: `collect` must bring it back itself."""
+    """Where a gradient may be handed on before it has arrived; None: it may not."""
 
     @property
     def count(self) -> int:
@@ -94,11 +94,6 @@ class Trip(ABC):
         """dtype in which gradients travel."""
         return self.options.accumulators or torch.promote_types(self.mine.dtype, torch.float32)
 
-    @property
-    def late(self) -> bool:
-        """Whether a gradient may be handed on before it has arrived."""
-        return self.lane is not None and self.accumulator == torch.promote_types(self.mine.dtype, torch.float32)
-
 
 def occupied(blocks: Iterable[Block]) -> Iterator[Block]:
     """Without those that hold no column, where a rank has no rows."""
@@ -118,7 +113,7 @@ class Arriving:
 
     def take(self, factor: Tensor, keep: bool = False) -> Tensor:
         rows = self.gradient[: len(self.trip.mine)]
-        if self.trip.late and self.trip.lane is not None:
+        if self.trip.lane is not None:
             self.trip.lane.expect(self.work, factor, keep)
             return rows
         self.work.wait()

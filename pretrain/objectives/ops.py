@@ -64,7 +64,9 @@ def pairwise_sigmoid(pairs: Pairs, duplicates: Duplicates = "negatives") -> Tens
 def _door(pairs: Pairs, duplicates: Duplicates) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Rows, the columns that take a gradient, and what a kernel needs besides."""
     trip, how = pairs.trip, pairs.exchange.options
-    text, columns = pairs.exchange.receiver(pairs.text, trip)
+    text, columns = pairs.text, trip
+    if pairs.image.requires_grad:  # else no backward is left to travel behind, and the scale reads what must be there
+        text, columns = pairs.exchange.receiver(text, trip)
     options: dict[str, Any] = {"columns": columns, "impl": how.impl}
     options["products"] = pairs.image.to(trip.mine.dtype)
     if duplicates != "negatives":
