@@ -26,19 +26,9 @@ def main() -> NoReturn:
 
 def run(argv: list[str]) -> int:
     """The exit code of a command line; the first rank alone tells what went wrong."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return errors.DONE
-    if argv[0] in ("-V", "--version"):
-        print(__version__)
-        return errors.DONE
-    verb, args = argv[0], argv[1:]
+    verb, args = (argv or ["help"])[0], argv[1:]
     try:
-        if verb not in VERBS:
-            raise errors.UserError(f"there is no such verb; one of {', '.join(VERBS)}")
-        from pretrain import verbs
-
-        getattr(verbs, verb)(args)
+        _do(verb, args)
     except errors.UserError as mistake:
         _tell(f"pretrain {verb}: {mistake}")
         return errors.USER_ERROR
@@ -51,6 +41,19 @@ def run(argv: list[str]) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return errors.DONE
+
+
+def _do(verb: str, args: list[str]) -> None:
+    if verb in ("-h", "--help", "help"):
+        print(_overview(), flush=True)
+    elif verb in ("-V", "--version"):
+        print(__version__)
+    elif verb not in VERBS:
+        raise errors.UserError(f"there is no such verb; one of {', '.join(VERBS)}")
+    else:
+        from pretrain import verbs
+
+        getattr(verbs, verb)(args)
 
 
 def _overview() -> str:

@@ -15,6 +15,7 @@ import pytest
 
 from pretrain import errors
 from pretrain.metrics import KEYS
+from pretrain.plan.communication import Case, bytes_sent
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
@@ -171,18 +172,22 @@ def test_the_cached_step_trains_the_same_model(undisturbed: Path, tmp_path: Path
 
 @pytest.mark.ranks
 def test_other_world_sizes_see_the_same_batches(undisturbed: Path, tmp_path: Path) -> None:
-    """Two ranks, stopped; one, stopped; four to the end: the global batches of one process, and its losses."""
+    """Two ranks, stopped; one, stopped; four to the end, by another exchange: one process's batches and losses."""
     flags = (*LONG, "--log.batch-digest", "true")
     for command, step in ((under_torchrun(2), 15), (ALONE, 35)):
         with start(command, tmp_path, *flags) as job:
             until_step(job, tmp_path / "debug", step)
             job.terminate()
             job.communicate(timeout=60)
-    run(under_torchrun(4), tmp_path, *flags)
+    run(under_torchrun(4), tmp_path, *flags, "--exchange", "bidirectional")
     found, expected = records(tmp_path / "debug"), records(undisturbed)
     assert [line["batch_digest"] for line in found] == [line["batch_digest"] for line in expected]
     for one, other in zip(found, expected, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-3)
+    four = Case(ranks=4, rows=8, width=32, bytes_each=4)
+    assert found[-1]["exchange_bytes"] == bytes_sent("bidirectional", four)
+    assert found[20]["exchange_bytes"] == 0 == expected[-1]["exchange_bytes"]  # alone
+    assert found[10]["exchange_bytes"] == bytes_sent("gather", Case(ranks=2, rows=16, width=32, bytes_each=4))
 
 
 @pytest.mark.ranks

@@ -67,7 +67,7 @@ def _door(pairs: Pairs, duplicates: Duplicates) -> tuple[Tensor, Tensor, dict[st
     text, columns = pairs.text, trip
     if pairs.image.requires_grad:  # else no backward is left to travel behind, and the scale reads what must be there
         text, columns = pairs.exchange.receiver(text, trip)
-    options: dict[str, Any] = {"columns": columns, "impl": how.impl}
+    options: dict[str, Any] = {"columns": columns, "impl": how.impl, "gradient_dtype": how.gradients}
     options["products"] = pairs.image.to(trip.mine.dtype)
     if duplicates != "negatives":
         if pairs.ids is None:
