@@ -148,7 +148,17 @@ class Pairs:
                 return f"{name} {list(value.shape)} must be a scalar []"
             if value is not None and self.exchange.checking and not math.isfinite(value.detach()):
                 return f"{name} {float(value)} must be finite: the optimizer has diverged, lower the learning rate"
-        return None
+        return self._overflow()
+
+    def _overflow(self) -> str | None:
+        """Whether features are too large for the dtype in which they are multiplied; unit vectors never are."""
+        products = self.exchange.options.products
+        if not self.exchange.checking or products is None or not self.image.numel():
+            return None
+        peak, most = max(float(x.detach().abs().max()) for x in (self.image, self.text)), torch.finfo(products).max
+        if not peak > most:
+            return None
+        return f"features reach {peak:.3g}, and {products} ends at {most:.3g}: normalise them to unit length"
 
     @property
     def image(self) -> Tensor:

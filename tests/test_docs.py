@@ -1,6 +1,6 @@
 """What README and docs show is true: every example runs, every flag exists, every table is fresh.
 
-A `console` block is run, line by line, in an empty folder. An `sh` block needs a cluster: its configs and flags are
+A `console` block is run, line by line, in an empty folder; a `python` block, as it stands. An `sh` block needs a cluster: its configs and flags are
 parsed. `python tests/test_docs.py` rewrites the table of knobs.
 """
 
@@ -63,6 +63,12 @@ def test_other_examples_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> No
         verb, *args = words[words.index("pretrain") + 1 :]
         getattr(verbs, verb)(args)
     assert len(done) == len(commands)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_python_examples_run(page: Path) -> None:
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), {})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -97,6 +97,15 @@ def test_bad_batches_are_refused_with_their_values(name, change, told):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_features_too_large_for_their_products_are_refused(name):
+    large, scalars = torch.full((3, 4), 1e5), (torch.tensor(1.0), torch.tensor(0.0))
+    way = exchange.make("local", 0, 1, exchange.Options(products=torch.float16))
+    method = objectives.find(name)
+    with pytest.raises(ValueError, match=r"features reach 1e\+05, and torch.float16 ends at 6.55e\+04: normalise them"):
+        method(method.Options())(Pairs(Features(large, large, *scalars), way))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_copies_of_a_sample_are_what_the_option_says(name):
     """Two rows of one sample: negatives as in the papers, left out, or positives; told apart by sample id alone."""
     image, text, scale, bias = features()
