@@ -1,7 +1,7 @@
 """What README and docs show is true: every example runs, every flag exists, every table is fresh.
 
-A `console` block is run, line by line, in an empty folder; a `python` block, as it stands. An `sh` block needs a cluster: its configs and flags are
-parsed. `python tests/test_docs.py` rewrites the table of knobs.
+A `console` block is run, line by line, in an empty folder; a `python` block, as it stands. An `sh` block needs a
+cluster: its configs and flags are parsed. `python tests/test_docs.py` rewrites the table of knobs.
 """
 
 from __future__ import annotations
