@@ -25,16 +25,20 @@ def flops(loss: Loss, rows: int, columns: int, width: int) -> float:
     return (FORWARD_PASSES[loss] + BACKWARD_PASSES[loss]) * forward_flops(rows, columns, width)
 
 
-def extra_memory_bytes(rows: int, columns: int, width: int, bytes_each: int = 4) -> int:
+def extra_memory_bytes(loss: Loss, rows: int, columns: int, width: int, bytes_each: int = 4) -> int:
     """Peak memory of forward and backward beyond the features, the gradients that it leaves included.
 
-    In fp32 (tiles): scaled rows, both gradients in fp32 and two tiles. In 16 bits (strips): both gradients in fp32 and
-    in the features' dtype, one strip, and the column sums of every 128 rows of at most 8192.
+    fp32 is computed in tiles: scaled rows, both gradients and two tiles. 16 bits are computed in strips: both gradients
+    in fp32 and one strip, then the gradients in the features' dtype; the column sums of every 128 rows of at most 8192
+    beside them. SigLIP holds its gradients, as fp32, from forward on, while backward makes the multiplied ones.
     """
-    gradients = 4 * (rows + columns) * width
+    features = (rows + columns) * width
     if bytes_each == 4:
-        edge = min(1.0, rows / 1024) * min(1.0, columns / 1024)
-        return gradients + 4 * rows * width + int(2 * CPU_TILE_BYTES * edge)
-    strip = min(STRIP_BYTES, 2 * rows * columns)
-    statistics = 4 * columns * (-(-min(rows, 8192) // 128))
-    return gradients + bytes_each * (rows + columns) * width + strip + statistics
+        edges = min(1.0, rows / 1024) * min(1.0, columns / 1024)
+        swept = 4 * features + 4 * rows * width + int(2 * CPU_TILE_BYTES * edges)
+        left = 0
+    else:
+        swept = 4 * features + min(STRIP_BYTES, 2 * rows * columns)
+        swept += 4 * columns * -(-min(rows, 8192) // 128)
+        left = bytes_each * features
+    return max(swept, 8 * features + left) if loss == "siglip" else swept + left
