@@ -1,54 +1,116 @@
-"""How everything here is measured: in turns with the peer, by medians, with peak extra memory, and by whom where."""
+"""How everything here is measured: in turns with its peers, by quantiles, beside what the machine can do just then."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import json
-import os
-import platform
 import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib import metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-RESULTS = Path(__file__).parent / "results"
+WARM_UP_S = 0.3
+"""On a GPU, whose clocks rise only under load."""
+EVICTED_BYTES = 1 << 30
+"""Written before each timed call on a GPU: empties its caches, and lets the host run ahead, so that the queue is full
+when the call begins."""
+Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Result:
-    """One number."""
+class Timing:
+    """Seconds of repeated calls."""
 
-    bench: str
-    case: str
-    metric: str
-    value: float
-    unit: str
+    median: float
+    p10: float
+    p90: float
+    count: int
+
+    @staticmethod
+    def of(seconds: Sequence[float]) -> Timing:
+        if len(seconds) < 2:
+            return Timing(seconds[0], seconds[0], seconds[0], 1)
+        tenths = quantiles(seconds, n=10, method="inclusive")
+        return Timing(median(seconds), tenths[0], tenths[-1], len(seconds))
 
 
-def interleaved(candidates: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each candidate; they take turns, so that a busy machine slows all of them alike."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for call in candidates.values():  # compile, allocate, warm the caches
-        call()
+def interleaved(candidates: dict[str, Call], rounds: int, device: torch.device) -> dict[str, Timing]:
+    """Timing of each candidate; they take turns, so that a busy machine slows all of them alike."""
+    warm_up(list(candidates.values()), device)
+    times: dict[str, list[Call]] = {name: [] for name in candidates}
+    clock = _device_clock(device) if device.type == "cuda" else _host_clock
     for _ in range(rounds):
         for name, call in candidates.items():
-            synchronize(device)
-            start = time.perf_counter()
+            times[name].append(clock(call))
+    synchronize(device)
+    return {name: Timing.of([read() for read in readings]) for name, readings in times.items()}
+
+
+def warm_up(calls: Sequence[Call], device: torch.device) -> None:
+    """Compile, allocate, fill the caches, raise the clocks: every call once, on a GPU as often as the time takes."""
+    start = time.perf_counter()
+    while True:
+        for call in calls:
             call()
-            synchronize(device)
-            times[name].append(time.perf_counter() - start)
-    return {name: median(values) for name, values in times.items()}
+        synchronize(device)
+        if device.type != "cuda" or time.perf_counter() - start > WARM_UP_S:
+            return
 
 
-def extra_memory_bytes(call: Callable[[], Any], device: torch.device) -> int:
+def _host_clock(call: Call) -> Call:
+    start = time.perf_counter()
+    call()
+    seconds = time.perf_counter() - start
+    return lambda: seconds
+
+
+def _device_clock(device: torch.device) -> Callable[[Call], Call]:
+    evicted = torch.empty(EVICTED_BYTES // 4, dtype=torch.int32, device=device)
+
+    def clock(call: Call) -> Call:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        evicted.zero_()
+        start.record()
+        call()
+        end.record()
+        return lambda: start.elapsed_time(end) / 1e3
+
+    return clock
+
+
+def peak(device: torch.device, dtype: torch.dtype, width: int, rounds: int = 5) -> float:
+    """FLOP/s of the fastest of a few library matrix products just now, on rows like features: Gaussian, of unit norm.
+
+    Zeros or small integers would run up to 15 % faster on a GPU, by taking less power.
+    """
+    long, square = (16384, 8192) if device.type == "cuda" else (4096, 2048)
+    shapes = [(long, long, width), (square, square, square)]
+    calls: dict[str, Call] = {}
+    for m, n, k in shapes:
+        left, right = (unit_rows(count, k, device, dtype, seed=count) for count in (m, n))
+        calls[f"{m},{n},{k}"] = partial(torch.mm, left, right.t(), out=left.new_empty(m, n))
+    found = interleaved(calls, rounds, device)
+    return max(2.0 * m * n * k / found[f"{m},{n},{k}"].median for m, n, k in shapes)
+
+
+def unit_rows(count: int, width: int, device: torch.device, dtype: torch.dtype, seed: int) -> Tensor:
+    """[count, width] Gaussian directions, made where they are used: a million rows take a CPU seconds."""
+    generator = torch.Generator(device).manual_seed(seed)
+    rows = torch.empty(count, width, dtype=dtype, device=device)
+    for part in rows.split(65536):
+        part.copy_(F.normalize(torch.randn(part.shape, generator=generator, device=device), dim=1))
+    return rows
+
+
+def extra_memory_bytes(call: Call, device: torch.device) -> int:
     """Peak memory that a call needs beyond what is in use before it: allocated on a GPU, resident on the CPU."""
     gc.collect()
     if device.type == "cuda":
@@ -58,23 +120,34 @@ def extra_memory_bytes(call: Callable[[], Any], device: torch.device) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    return_what_is_free()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = resident_bytes("VmRSS")
     call()
     return resident_bytes("VmHWM") - before
 
 
-def return_what_is_free() -> None:
-    """Make the C allocator give back what it holds in reserve, and keep no block above 64 KiB from now on (glibc)."""
-    libc = ctypes.CDLL(None)
-    m_mmap_threshold = -3
-    libc.mallopt(m_mmap_threshold, 1 << 16)
-    libc.malloc_trim(0)
+def keep_nothing_freed() -> None:
+    """Make the C allocator (glibc) give every freed block above 1 MiB back at once, for the rest of this process.
+
+    Blocks that it kept would count as in use. To be called before the first large block, since those that are kept
+    already stay; large logits, above 32 MiB, are treated so in any process.
+    """
+    mmap_threshold = -3
+    ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 20)
 
 
 def resident_bytes(field: str) -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def free_bytes(device: torch.device) -> int:
+    """What is left for new tensors."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
     return int(line.split()[1]) * 1024
 
 
@@ -83,56 +156,14 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def header() -> dict[str, Any]:
-    """Machine, versions and commit: without them a figure means nothing."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent
-    )
-    cpu = next((line.split(":")[1].strip() for line in cpuinfo() if line.startswith("model name")), platform.machine())
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    versions = {name: version(name) for name in ("torch", "triton", "open_clip_torch", "timm")}
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "python": platform.python_version(),
-        "versions": versions,
-        "commit": commit.stdout.strip() or None,
-    }
-
-
-def cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def version(package: str) -> str | None:
+def clocks() -> dict[str, float]:
+    """Clocks, power and temperature of the GPU at this moment, as its driver tells them; empty where there is none."""
+    fields = {"clocks.sm": "sm_mhz", "clocks.mem": "memory_mhz", "power.draw": "watts", "temperature.gpu": "celsius"}
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def write(name: str, results: list[Result], folder: Path | None = None) -> Path:
-    """Results as JSON under one header; a file a device, so that a GPU's figures never overwrite a CPU's."""
-    kind = torch.cuda.get_device_name().replace(" ", "_").lower() if torch.cuda.is_available() else "cpu"
-    path = (folder or RESULTS) / f"{name}_{kind}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps({"header": header(), "results": [asdict(result) for result in results]}, indent=1) + "\n"
-    )
-    return path
-
-
-def table(results: list[Result]) -> str:
-    """A line a case, a column a metric."""
-    metrics = list(dict.fromkeys(f"{result.metric} [{result.unit}]" for result in results))
-    rows: dict[str, dict[str, float]] = {}
-    for result in results:
-        rows.setdefault(result.case, {})[f"{result.metric} [{result.unit}]"] = result.value
-    lines = ["| case | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
-    for case, values in rows.items():
-        lines.append(f"| {case} | " + " | ".join(f"{values[m]:.4g}" if m in values else "" for m in metrics) + " |")
-    return "\n".join(lines)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return {}
+    values = done.stdout.splitlines()[0].split(",") if done.stdout else []
+    pairs = zip(fields.values(), values, strict=False)
+    return {name: float(value) for name, value in pairs if value.strip().replace(".", "", 1).isdigit()}

@@ -6,8 +6,7 @@ A small tower on the CPU in fp32, ViT-B/32 on a GPU in bf16.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import measure
-from benchmarks.measure import Result
+from benchmarks import measure, report
+from benchmarks.report import Record, Report
 from pretrain import config, engines, exchange, objectives, step
 from pretrain.compat import open_clip
 from pretrain.data.transforms import normalize
@@ -28,21 +27,20 @@ from pretrain.world import World
 OPTIM = config.Optim(lr=1e-4, clip_norm=1.0)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> list[Record]:
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="ViT-B-32" if cuda else "digits-vit")
+    parser = report.Parser("step", __doc__)
+    parser.add_argument("--models", nargs="+", default=["ViT-B-32", "ViT-B-16"] if cuda else ["digits-vit"])
     parser.add_argument("--batch", type=int, default=1024 if cuda else 128)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    results = compare(asked.model, asked.batch, asked.rounds)
-    print(measure.table(results))
-    print(measure.write("step", results))
+    asked = parser.read(argv)
+    taken = Report.of("step", asked)
+    for model in asked.models:
+        if taken.budget.allows(model, seconds=15 if cuda else 0):
+            taken.add(compare(model, asked.batch, asked.rounds))
+    return taken.finish()
 
 
-def compare(name: str, size: int, rounds: int) -> list[Result]:
+def compare(name: str, size: int, rounds: int) -> list[Record]:
     """Pairs per second of both sides, and on a GPU their peak extra memory."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = "bf16" if device.type == "cuda" else "fp32"
@@ -52,20 +50,17 @@ def compare(name: str, size: int, rounds: int) -> list[Result]:
     batch = random_batch(model, size, device)
     pixels = normalize(batch.images, model.image_spec)
     sides: dict[str, Callable[[], Any]] = {
-        "theirs": their_step(model, pixels, batch.texts, precision),
-        "ours": our_step(model, objective, batch),
+        "open_clip_eager_": their_step(model, pixels, batch.texts, precision),
+        "": our_step(model, objective, batch),
     }
-    seconds = measure.interleaved(sides, rounds, device)
-    result = partial(Result, "step", f"{name} B={size} {precision}")
-    results = [
-        result("open_clip", size / seconds["theirs"], "samples/s"),
-        result("ours", size / seconds["ours"], "samples/s"),
-        result("speed ratio", seconds["theirs"] / seconds["ours"], "1"),
-    ]
+    times = measure.interleaved(sides, rounds, device)
+    record = partial(Record, "step", f"{name} B={size} {precision}")
+    records = [record(f"{side}samples_per_s", size / time.median, "samples/s") for side, time in times.items()]
+    records.append(record("speed_ratio_to_open_clip_eager", times["open_clip_eager_"].median / times[""].median, "1"))
     if device.type == "cuda":  # on a CPU the small blocks that an allocator keeps drown the difference
-        memory = {who: measure.extra_memory_bytes(call, device) / 2**20 for who, call in sides.items()}
-        results += [result(f"{who} extra memory", value, "MiB") for who, value in memory.items()]
-    return results
+        memory = {side: measure.extra_memory_bytes(call, device) for side, call in sides.items()}
+        records += [record(f"{side}extra_memory_bytes", value, "B") for side, value in memory.items()]
+    return records
 
 
 def random_batch(model: DualEncoder, size: int, device: torch.device) -> Batch:
@@ -115,4 +110,4 @@ def their_step(model: DualEncoder, pixels: Tensor, texts: Tensor, precision: str
 
 
 if __name__ == "__main__":
-    main()
+    report.start(main)
