@@ -15,6 +15,7 @@ VERBS = {
     "export": "write the encoders for another library, proven equal: export RUN OUT --to open_clip",
     "pack": "make WebDataset shards: pack digits OUT | pack folder DIR OUT | pack table FILE OUT",
     "index": "build or check the shards' offset indexes: index SHARDS... [--check]",
+    "bench": "measure beside open_clip what the README quotes: bench loss|step|overlap [--json], in a checkout",
 }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -144,6 +146,31 @@ def _index(patterns: Positional[tuple[str, ...]], /, *, check: bool = False, jso
     show(report, json)
     if report.problems:
         raise UserError(f"{len(report.problems)} of {report.shards} shards are not as their index says; see above")
+
+
+BENCHES = {
+    "loss": "time, memory and error of the losses, beside their peers",
+    "step": "a whole training step, beside open_clip's",
+    "overlap": "how much of each exchange hides behind compute, over emulated links",
+}
+
+
+def bench(args: list[str]) -> None:
+    """`pretrain bench loss|step|overlap [...]`: benchmarks/NAME.py of the checkout that this package lies in."""
+    name, *rest = args or ["nothing"]
+    if name in ("-h", "--help"):
+        print("\n".join(f"pretrain bench {name:8} {what}" for name, what in BENCHES.items()))
+        return
+    if name not in BENCHES:
+        raise UserError(f"bench {name}: name what to measure, one of {', '.join(BENCHES)}")
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "benchmarks" / f"{name}.py").exists():
+        raise UserError(
+            f"bench {name}: there is no benchmarks/{name}.py beside {root / 'pretrain'}, and a wheel has none: "
+            "clone the repository and run `pip install -e .` there"
+        )
+    sys.path.insert(0, str(root))
+    importlib.import_module(f"benchmarks.{name}").main(rest)
 
 
 def show(result: Any, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import cli, errors
+from pretrain import cli, errors, verbs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,9 +38,8 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["fly"]) == errors.USER_ERROR
-    assert (
-        capsys.readouterr().err == "pretrain fly: there is no such verb; one of train, evaluate, export, pack, index\n"
-    )
+    verbs = "train, evaluate, export, pack, index, bench"
+    assert capsys.readouterr().err == f"pretrain fly: there is no such verb; one of {verbs}\n"
 
 
 def test_a_mistake_ends_with_2_and_one_line() -> None:
@@ -66,3 +66,35 @@ def test_help_needs_neither_torch_nor_tyro() -> None:
     heavy = "{'torch', 'tyro', 'numpy'} & set(sys.modules)"
     code = f"import sys; from pretrain import cli; cli.run(['--help']); sys.exit(bool({heavy}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "bench nothing: name what to measure, one of loss, step, overlap"),
+        (["speed"], "bench speed: name what to measure, one of loss, step, overlap"),
+        (["loss", "--rounds", "many"], "invalid int value: 'many' (see pretrain bench loss --help)"),
+        (["overlap", "--turns", "3"], "unrecognized arguments: --turns 3 (see pretrain bench overlap --help)"),
+    ],
+)
+def test_bench_tells_a_mistake_in_one_line(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["bench", *args]) == errors.USER_ERROR
+    found = capsys.readouterr()
+    assert said in found.err
+    assert (found.out, found.err.count("\n")) == ("", 1)
+
+
+def test_bench_needs_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verbs, "__file__", str(tmp_path / "site-packages" / "pretrain" / "verbs.py"))
+    assert cli.run(["bench", "loss"]) == errors.USER_ERROR
+    assert "clone the repository and run `pip install -e .` there" in capsys.readouterr().err
+
+
+def test_bench_prints_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--sizes", "64", "--widths", "16", "--losses", "siglip", "--rounds", "1", "--threads", "1"]
+    assert cli.run(["bench", "loss", *small, "--out", str(tmp_path), "--json"]) == errors.DONE
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "loss_cpu.json").read_text()) | {"header": printed["header"]}
+    assert {record["case"] for record in printed["records"]} == {"siglip B=64 d=16 float32"}
