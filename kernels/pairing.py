@@ -67,6 +67,14 @@ def count_equal(ids: Tensor, among: Tensor) -> Tensor:
     return last - torch.searchsorted(ordered, ids)
 
 
+def codes(row_ids: Tensor, column_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """[B] and [M] int32, equal where the ids are: half the registers and comparisons of int64 ones. M must not be 0."""
+    ordered = column_ids.sort().values
+    by_row = torch.searchsorted(ordered, row_ids).clamp_(max=len(ordered) - 1)
+    by_row = torch.where(ordered[by_row] == row_ids, by_row, -1)
+    return by_row.int(), torch.searchsorted(ordered, column_ids).int()
+
+
 def check_ids(duplicates: str, row_ids: Tensor | None, column_ids: Tensor | None, rows: int, columns: int) -> None:
     """Raise ValueError unless duplicates is known and ids are [rows] and [columns] integers where it needs them."""
     if duplicates not in get_args(Duplicates):
