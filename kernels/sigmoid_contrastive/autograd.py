@@ -12,6 +12,7 @@ from pretrain.kernels import dispatch
 from pretrain.kernels.columns import Columns, Here
 from pretrain.kernels.pairing import Duplicates
 from pretrain.kernels.sigmoid_contrastive.loss import Found, Needs, Sweep
+from pretrain.kernels.strips import dtype_of
 from pretrain.kernels.tiling import wide
 
 NAME = "sigmoid_contrastive"
@@ -26,11 +27,13 @@ def sweep(
     row_ids: Tensor | None,
     column_ids: Tensor | None,
     impl: str,
+    gradient_dtype: str | None,
 ) -> Sweep:
     """What both ways to call the loss begin with. Raises ValueError where impl cannot run here."""
     form = dispatch.load(NAME, dispatch.choose(NAME, impl, rows, low_precision_only=True))
     kind: Duplicates = duplicates  # type: ignore[assignment]
-    return Sweep(rows.detach(), columns, scale.detach(), bias.detach(), kind, row_ids, column_ids, form)
+    detached = (rows.detach(), columns, scale.detach(), bias.detach())
+    return Sweep(*detached, kind, row_ids, column_ids, form, dtype_of(gradient_dtype))
 
 
 class Total(torch.autograd.Function):
@@ -84,11 +87,12 @@ def total_here(
     row_ids: Tensor | None,
     column_ids: Tensor | None,
     impl: str,
+    gradient_dtype: str | None,
     needs: list[bool],
 ) -> list[Tensor]:
     """The total [], then the gradients that are needed of rows, columns, scale and bias, in the dtype of each."""
     here, wanted = Here(columns, len(rows), offset), Needs(*needs)
-    swept = sweep(rows, here, scale, bias, duplicates, row_ids, column_ids, impl)
+    swept = sweep(rows, here, scale, bias, duplicates, row_ids, column_ids, impl, gradient_dtype)
     found = swept.run(wanted)
     one = torch.ones_like(found.total)
     grads = gradients(swept, found, wanted, one, columns, scale)
@@ -110,7 +114,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def _differentiate(ctx: Any, upstreams: list[Tensor]) -> tuple[Tensor | None, ...]:
     held, upstream = iter(ctx.saved_tensors), upstreams[0]
     grads = (next(held) if need else None for need in ctx.needs)
-    return *(g if g is None else g * upstream.to(g.dtype) for g in grads), *(None,) * 6
+    return *(g if g is None else g * upstream.to(g.dtype) for g in grads), *(None,) * 7
 
 
 total_here.register_autograd(_differentiate, setup_context=_keep)

@@ -23,6 +23,7 @@ def sweep(
     d_rows: Tensor | None,
     need_columns: bool,
     need_bias: bool,
+    gradient_dtype: torch.dtype | None = None,
 ) -> Swept:
     rows, columns = wide(rows), wide(columns)
     d_columns = torch.zeros_like(columns) if need_columns else None

@@ -61,6 +61,8 @@ class Sweep:
     """[N]"""
     form: ModuleType
     """blockwise, reference or kernel."""
+    gradient_dtype: torch.dtype | None = None
+    """Of the gradient's matrix products; None for the features'."""
 
     def run(self, needs: Needs) -> Found:
         """Loss and gradients. The scale takes its own from either side, so rows are enough for it."""
@@ -70,7 +72,7 @@ class Sweep:
 
         def share(block: Block) -> Tensor:
             given = (self.rows, block.columns, wide(self.scale), wide(self.bias), self._pairing(block))
-            swept: Swept = self.form.sweep(*given, d_rows, needs.columns, needs.bias)
+            swept: Swept = self.form.sweep(*given, d_rows, needs.columns, needs.bias, self.gradient_dtype)
             parts.append(swept._replace(columns=None))
             return swept.columns if swept.columns is not None else swept.total
 

@@ -21,6 +21,7 @@ def sweep(
     d_rows: Tensor | None,
     need_columns: bool,
     need_bias: bool,
+    gradient_dtype: torch.dtype | None = None,
 ) -> Swept:
     with full_precision(rows.device):
         logits = wide(scale) * (wide(rows) @ wide(columns).T) + wide(bias)

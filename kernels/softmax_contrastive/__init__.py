@@ -1,7 +1,19 @@
-"""CLIP's loss: each row picks its partner among all columns, and is picked by it among all rows; no logits are held."""
+"""CLIP's loss: each row picks its partner among all columns, and is picked by it among all rows; no logits are held.
+
+Memory: O((B + M) D) and a bounded workspace. 8 B M D operations forward and backward, which computes the logits once
+more. Products are fp64 for fp64, fp32 for fp32, and for fp16 and bf16 fp32 on the CPU, of that dtype with fp32 sums on
+a GPU; the gradient's products there of `gradient_dtype`, by default the features'; everything else is fp32 (fp64),
+autocast or not. torch.compile sees one operator.
+
+Entries whose row id equals their column id without being a pair are, by `duplicates`: ordinary negatives; left out of
+every sum ("ignore"); or further positives, over all of which the target is spread evenly. Partners have equal ids.
+
+Source: Radford et al. 2021, fig. 3 (arXiv:2103.00020); several positives: Khosla et al. 2020, eq. 2 (arXiv:2004.11362).
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pretrain.kernels import tiling
@@ -9,6 +21,7 @@ from pretrain.kernels.columns import Columns
 from pretrain.kernels.dispatch import Impl
 from pretrain.kernels.pairing import Duplicates, check_ids
 from pretrain.kernels.softmax_contrastive import autograd
+from pretrain.kernels.strips import name_of
 
 __all__ = ["softmax_contrastive", "softmax_contrastive_over"]
 
@@ -24,6 +37,7 @@ def softmax_contrastive(
     row_ids: Tensor | None = None,
     column_ids: Tensor | None = None,
     impl: Impl = "auto",
+    gradient_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Four lines of torch, without their [B, M] logits::
 
@@ -33,35 +47,24 @@ def softmax_contrastive(
         losses = (by_row + by_column) / 2
 
     Args:
-        rows: [B, D]; fp64 is computed in fp64, fp32 in fp32, fp16 and bf16 in products of that dtype with fp32 sums on
-            a GPU, in fp32 on the CPU.
-        columns: [M, D], the same dtype and device.
-        scale: [] factor of the products, fp32 (fp64 for fp64).
-        bias: [] added to every logit: without effect on a softmax, its gradient is zero.
+        rows, columns: [B, D] and [M, D] of one floating dtype.
+        scale, bias: [] fp32 (fp64 for fp64). A bias changes nothing and its gradient is zero.
         offset: columns[offset + i] is the partner of rows[i] and must exist.
-        duplicates: what an entry is whose row_id equals its column_id without being a pair: an ordinary negative; left
-            out of every sum ("ignore"); or a further positive, over all of which the target is then spread evenly.
-        row_ids, column_ids: [B] and [M] integers, partners having equal ones; needed unless duplicates are negatives.
-        impl: auto takes the fastest form that runs here; see `kernels.dispatch`.
+        duplicates, row_ids, column_ids, gradient_dtype: see above; ids are [B] and [M] integers.
+        impl: auto takes the fastest form that runs here.
 
     Returns:
-        [B] nats, fp32 (fp64 for fp64). Differentiable once with respect to rows, columns, scale and bias; one operator
-        to torch.compile; autocast changes nothing.
+        [B] nats, fp32 (fp64 for fp64). Differentiable once.
 
     Raises:
         ValueError: shapes, dtypes, devices, ids, offset or impl do not fit.
-
-    Memory: O((B + M) D) and a bounded workspace. 8 B M D operations forward and backward: backward computes the logits
-    once more.
-
-    Source: Radford et al. 2021, fig. 3 (arXiv:2103.00020); several positives: Khosla et al. 2020, eq. 2
-    (arXiv:2004.11362).
     """
     tiling.check(rows, columns, scale=scale, **({} if bias is None else {"bias": bias}))
     check_ids(duplicates, row_ids, column_ids, len(rows), len(columns))
     if not len(rows) or offset < 0 or offset + len(rows) > len(columns):
         raise ValueError(f"offset {offset}: {len(rows)} rows need their partners among {len(columns)} columns")
-    losses: Tensor = autograd.losses_here(rows, columns, scale, offset, duplicates, row_ids, column_ids, impl)[0]
+    given = (rows, columns, scale, offset, duplicates, row_ids, column_ids, impl, name_of(gradient_dtype))
+    losses: Tensor = autograd.losses_here(*given)[0]
     return losses if bias is None else losses + 0 * bias
 
 
@@ -76,6 +79,7 @@ def softmax_contrastive_over(
     row_ids: Tensor | None = None,
     column_ids: Tensor | None = None,
     impl: Impl = "auto",
+    gradient_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The same where columns come from elsewhere, in blocks. Everyone who holds rows must call it.
 
@@ -85,13 +89,12 @@ def softmax_contrastive_over(
         scale: [].
         columns: what brings all N columns, `own_columns` among them.
         products: [B, D] the rows in the dtype in which `columns` come; default: the rows themselves.
-        duplicates, row_ids, column_ids: as above, [B] and [N].
-        impl: as above.
+        duplicates, row_ids, column_ids, impl, gradient_dtype: as above; ids are [B] and [N].
 
     Returns:
         [B] nats: each row against all N columns, each partner against all N rows.
     """
     inner = rows if products is None else products
-    swept = autograd.sweep(inner, columns, scale, duplicates, row_ids, column_ids, impl)
+    swept = autograd.sweep(inner, columns, scale, duplicates, row_ids, column_ids, impl, name_of(gradient_dtype))
     losses: Tensor = autograd.Losses.apply(rows, own_columns, scale, swept)  # type: ignore[no-untyped-call]
     return losses

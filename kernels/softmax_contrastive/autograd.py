@@ -13,6 +13,7 @@ from pretrain.kernels.columns import Columns, Here
 from pretrain.kernels.pairing import Duplicates
 from pretrain.kernels.softmax_contrastive.loss import State, Sweep
 from pretrain.kernels.softmax_contrastive.statistics import Shifts
+from pretrain.kernels.strips import dtype_of
 from pretrain.kernels.tiling import wide
 
 NAME = "softmax_contrastive"
@@ -26,11 +27,12 @@ def sweep(
     row_ids: Tensor | None,
     column_ids: Tensor | None,
     impl: str,
+    gradient_dtype: str | None,
 ) -> Sweep:
     """What both ways to call the loss begin with. Raises ValueError where impl cannot run here."""
     form = dispatch.load(NAME, dispatch.choose(NAME, impl, rows, low_precision_only=True))
     kind: Duplicates = duplicates  # type: ignore[assignment]
-    return Sweep(rows.detach(), columns, scale.detach(), kind, row_ids, column_ids, form)
+    return Sweep(rows.detach(), columns, scale.detach(), kind, row_ids, column_ids, form, dtype_of(gradient_dtype))
 
 
 class Losses(torch.autograd.Function):
@@ -84,9 +86,10 @@ def losses_here(
     row_ids: Tensor | None,
     column_ids: Tensor | None,
     impl: str,
+    gradient_dtype: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses [B]; then the state: sums [B], [M], shifts [B], [M], whether they differ [] (on the CPU), counts [2, B]"""
-    swept = sweep(rows, Here(columns, len(rows), offset), scale, duplicates, row_ids, column_ids, impl)
+    swept = sweep(rows, Here(columns, len(rows), offset), scale, duplicates, row_ids, column_ids, impl, gradient_dtype)
     losses, state = swept.losses()
     row, column = state.shifts
     shifts = (row, column) if column is not None else (row.expand(len(rows)).clone(), row.expand(len(columns)).clone())
@@ -111,11 +114,12 @@ def gradients_here(
     row_ids: Tensor | None,
     column_ids: Tensor | None,
     impl: str,
+    gradient_dtype: str | None,
     needs: list[bool],
 ) -> list[Tensor]:
     """Of rows, columns and scale, those that are needed, in the dtype of each."""
     rows, columns, scale = inputs
-    swept = sweep(rows, Here(columns, len(rows), offset), scale, duplicates, row_ids, column_ids, impl)
+    swept = sweep(rows, Here(columns, len(rows), offset), scale, duplicates, row_ids, column_ids, impl, gradient_dtype)
     row_sums, column_sums, row_shift, column_shift, tracked, counts = saved
     shifts = Shifts(row_shift, column_shift) if bool(tracked) else Shifts(column_shift[0], None)
     state = State(row_sums, column_sums, shifts, counts if duplicates == "positives" else None)
@@ -130,15 +134,15 @@ def _(upstream: Tensor, inputs: list[Tensor], *rest: Any) -> list[Tensor]:
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:3], *output[1:], *inputs[5:7])
-    ctx.offset, ctx.duplicates, ctx.impl = inputs[3], inputs[4], inputs[7]
+    ctx.offset, ctx.duplicates, ctx.form = inputs[3], inputs[4], inputs[7:9]
 
 
 def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:3])
-    given = (ctx.offset, ctx.duplicates, *saved[9:], ctx.impl, needs)
+    given = (ctx.offset, ctx.duplicates, *saved[9:], *ctx.form, needs)
     found = iter(gradients_here(upstream, list(saved[:3]), list(saved[3:9]), *given))
-    return *(next(found) if need else None for need in needs), *(None,) * 5
+    return *(next(found) if need else None for need in needs), *(None,) * 6
 
 
 losses_here.register_autograd(_differentiate, setup_context=_keep)

@@ -48,6 +48,7 @@ def gradients(
     weights: Weights,
     d_rows: Tensor | None,
     need_columns: bool,
+    gradient_dtype: torch.dtype | None = None,
 ) -> Tensor | None:
     """The pairs' share is taken off in fp32, inside the tile, before the products: near convergence little else is."""
     rows, columns = wide(rows), wide(columns)

@@ -55,6 +55,8 @@ class Sweep:
     """[N]"""
     form: ModuleType
     """blockwise, reference or kernel."""
+    gradient_dtype: torch.dtype | None = None
+    """Of the gradient's matrix products; None for the features'."""
 
     def losses(self) -> tuple[Tensor, State]:
         """[B] nats."""
@@ -78,7 +80,7 @@ class Sweep:
         def share(block: Block) -> Tensor:
             shifts, own_weights = state.shifts.at(block.numbers), weights.at(block.numbers)
             given = (self.rows, block.columns, wide(self.scale), shifts, self._pairing(block), own_weights)
-            gradient: Tensor = self.form.gradients(*given, d_rows, need_columns)
+            gradient: Tensor = self.form.gradients(*given, d_rows, need_columns, self.gradient_dtype)
             return gradient
 
         if need_columns:
@@ -132,9 +134,12 @@ class Sweep:
     def _weights(self, half: Tensor, state: State) -> Weights:
         row, column = half / state.row_sums, half / self.columns.own(state.column_sums)
         if state.counts is None:
-            return Weights(row, self.columns.spread(column), 2 * half, None)
+            by_column = self.columns.spread(column)
+            return Weights(row, by_column, 2 * half, None, _largest(by_column * state.column_sums))
         told = self.columns.spread(torch.stack([column, half / state.counts[1]], 1))
-        return Weights(row, told[:, 0].contiguous(), half / state.counts[0], told[:, 1].contiguous())
+        by_column, positive = told[:, 0].contiguous(), told[:, 1].contiguous()
+        largest = _largest(by_column * state.column_sums)  # everyone's half: what was divided is multiplied again
+        return Weights(row, by_column, half / state.counts[0], positive, largest)
 
     def _counts(self) -> Tensor | None:
         if self.duplicates != "positives" or self.row_ids is None or self.column_ids is None:
@@ -150,6 +155,11 @@ class Sweep:
 
 def _within(sums: Tensor, low: float) -> Tensor:
     return (sums >= math.exp(low)) & (sums < torch.inf)
+
+
+def _largest(values: Tensor) -> Tensor:
+    """[] absolute; 0 of none."""
+    return torch.cat([values, values.new_zeros(1)]).abs().max()
 
 
 def _split(joined: Tensor, parts: list[Tensor]) -> list[Tensor]:

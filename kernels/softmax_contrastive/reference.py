@@ -34,6 +34,7 @@ def gradients(
     weights: Weights,
     d_rows: Tensor | None,
     need_columns: bool,
+    gradient_dtype: torch.dtype | None = None,
 ) -> Tensor | None:
     logits = _logits(rows, columns, scale)
     positive, left_out = masks(logits, pairing)

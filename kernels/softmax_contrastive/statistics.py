@@ -45,11 +45,13 @@ class Weights(NamedTuple):
     """[B]"""
     column_positive: Tensor | None
     """[M]; None where a pair is the only positive, and `positive` holds both shares."""
+    largest: Tensor
+    """[] of which no logit's gradient exceeds four times: the largest upstream gradient of a half loss, of all rows."""
 
     def at(self, numbers: slice | Tensor) -> Weights:
         """Those of a block."""
         last = None if self.column_positive is None else self.column_positive[numbers]
-        return Weights(self.row, self.column[numbers], self.positive, last)
+        return Weights(self.row, self.column[numbers], self.positive, last, self.largest)
 
 
 def cross_entropy(sums: Tensor, positives: Tensor, shift: Tensor) -> Tensor:
