@@ -45,7 +45,7 @@ def batch(count, dtype=torch.float64, width=D):
     return [normalize(torch.randn(count, width, generator=generator, dtype=dtype), dim=1) for _ in range(2)]
 
 
-def step(way, rows, count, objective, scale=7.0, dtype=torch.float64):
+def step(way, rows, count, objective, scale=7.0, dtype=torch.float64, times=1):
     """Loss, and gradients of images, texts, scale and bias, of some rows."""
     name, options = OBJECTIVES[objective]
     method = objectives.find(name)
@@ -54,7 +54,8 @@ def step(way, rows, count, objective, scale=7.0, dtype=torch.float64):
     ids = torch.arange(count) // 2
     terms = method(method.Options(**options))(Pairs(Features(*leaves), way, ids[rows]))
     loss = torch.stack(list(terms.values())).sum()
-    loss.backward()
+    for _ in range(times):
+        loss.backward(retain_graph=True)
     return [loss.detach(), *(torch.zeros_like(x) if x.grad is None else x.grad for x in leaves)]
 
 
@@ -95,6 +96,19 @@ def test_ranks_equal_one_process(virtual, name, node, size, layout, objective):
 
     for seed in range(2):
         assert_equal(virtual.World(size, seed).run(on), alone(sum(counts), objective))
+
+
+@pytest.mark.parametrize("objective", ["clip", "siglip"])
+@pytest.mark.parametrize(("name", "node", "size"), [way for way in WAYS if way[2] == 4])
+def test_backward_twice_gives_twice_the_gradient(virtual, name, node, size, objective):
+    counts = COUNTS["uneven"][:size]
+
+    def on(transport):
+        way = way_of(name, transport, node_size=node, checks=math.inf)
+        return step(way, rank_rows(counts, transport.rank), sum(counts), objective, times=2)
+
+    loss, *gradients = alone(sum(counts), objective)
+    assert_equal(virtual.World(size).run(on), [loss, *(2 * gradient for gradient in gradients)])
 
 
 @pytest.mark.parametrize(("name", "node", "size"), [way for way in WAYS if way[2] in (3, 4)])
@@ -141,6 +155,12 @@ def walk(trip, first):
         span = block.span
         own = numbers[span.column : span.column + span.count]
         partners += zip(range(first + span.row, first + span.row + span.count), own, strict=True)
+
+    def share(block):
+        assert len(block.columns)
+        return torch.ones(block.columns.shape)
+
+    trip.collect(share).take(torch.tensor(1.0))
     return seen, partners
 
 
@@ -187,6 +207,39 @@ def test_hierarchical_sends_little_between_nodes(virtual):
         return way.across.sent, way.inside.sent
 
     assert set(virtual.World(8).run(on)) == {((2 - 1) * 6 * D * 4, (8 - 2) * 6 * D * 4)}
+
+
+# Of eight ranks, what is under way while each block is computed: by columns alone, and with gradients.
+UNDER_WAY = {
+    "streamed": (["a", "a", "a", ""], ["a", "ar", "ar", "r"]),
+    "ring": (["s"] * 7 + [""], ["s"] * 8),
+    "bidirectional": (["s"] * 7 + [""], ["s"] * 8),
+    "hierarchical": (["as", "as", "a", ""], ["as", "ars", "ar", "rs"]),
+}
+
+
+@pytest.mark.parametrize("name", UNDER_WAY)
+def test_messages_travel_while_blocks_are_computed(virtual, name):
+    """a: all-gather, r: reduce-scatter, s: swap. The last of a sweep's columns have no others to wait for."""
+    world = virtual.World(8)
+
+    def under_way(transport):
+        kinds = {under.what.rpartition(", ")[2].split()[0] for under in world.pending[transport.thread]}
+        return "".join(sorted(kind[0] for kind in kinds))
+
+    def on(transport):
+        way = way_of(name, transport, node_size=2, checks=0)
+        trip, seen = way.bring(torch.ones(4, D)), []
+
+        def share(block):
+            seen.append(under_way(transport))
+            return torch.ones(block.columns.shape)
+
+        forward = [under_way(transport) for _ in trip.blocks()]
+        trip.collect(share).take(torch.tensor(1.0))
+        return forward, seen
+
+    assert world.run(on)[0] == UNDER_WAY[name]
 
 
 @pytest.mark.parametrize("name", exchange.names())
