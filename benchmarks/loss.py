@@ -7,13 +7,14 @@ SigLIP.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks import measure, rectangles, report
+from benchmarks import measure, memory, rectangles, report
 from benchmarks.measure import Timing
 from benchmarks.peers import (
     LOGITS_BYTES,
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
     else:
         shapes = [(size, width, dtype) for size in asked.sizes or CPU_SIZES for width in asked.widths]
         running.take_all(shapes, asked.losses)
+        running.take_memory()
     return running.report.finish(SHOWN)
 
 
@@ -71,7 +73,7 @@ def everything_on_a_gpu(running: Running, losses: Sequence[Loss]) -> None:
     bf16, fp16 = torch.bfloat16, torch.float16
     sizes, more = (32768, 8192, EXACT_UP_TO, 131072, 16384, 65536, 4096), (32768, EXACT_UP_TO, 8192, 131072)
     running.take_all([(size, 512, bf16) for size in sizes], losses)
-    running.take(Case("clip", 1 << 20, 512, bf16), once=True)
+    running.take_once(Case("clip", 1 << 20, 512, bf16))
     running.report.add(rectangles.records(running.device, running.report.budget, running.report.asked.rounds))
     running.take_all([(size, 512, fp16) for size in more], losses)
     for dtype in (bf16, fp16):
@@ -84,28 +86,28 @@ class Running:
     def __init__(self, report: Report, device: torch.device) -> None:
         self.report, self.device = report, device
         self._rates: dict[tuple[Side, Loss], float] = {}
+        self._timed: list[tuple[Case, list[Side]]] = []
 
     def take_all(self, shapes: Sequence[tuple[int, int, torch.dtype]], losses: Sequence[Loss]) -> None:
         for size, width, dtype in shapes:
             for loss in losses:
                 self.take(Case(loss, size, width, dtype))
 
-    def take(self, case: Case, once: bool = False) -> None:
-        """All records of a case; one call without company where it is only wanted `once`."""
-        rounds = 1 if once else self.report.asked.rounds
-        inputs = case.inputs(self.device)
-        found = self._affordable(case, inputs, ["ours"] if once else self.report.asked.sides)
+    def take(self, case: Case) -> None:
+        """All records of a case."""
+        rounds, inputs = self.report.asked.rounds, case.inputs(self.device)
+        found = self._affordable(case, inputs)
         if "ours" not in found:
             return
         before = measure.peak(self.device, case.dtype, case.width, rounds)
         both = {side: partial(forward_backward, loss, inputs) for side, loss in found.items()}
-        timings = {"forward_backward": measure.interleaved(both, rounds, self.device)}
+        alone = {side: partial(forward, loss, inputs) for side, loss in found.items()}
+        timings = {
+            "forward_backward": measure.interleaved(both, rounds, self.device),
+            "forward": measure.interleaved(alone, rounds, self.device),
+        }
         self._learn(case, timings["forward_backward"])
-        if not once:
-            alone = {side: partial(forward, loss, inputs) for side, loss in found.items()}
-            timings["forward"] = measure.interleaved(alone, rounds, self.device)
-        clocks = measure.clocks()
-        memory = {side: measure.extra_memory_bytes(call, self.device) for side, call in both.items()}
+        clocks = measure.loaded_clocks(self.device)
         after = measure.peak(self.device, case.dtype, case.width, rounds)
         record = partial(Record, "loss", str(case))
         self.report.add(
@@ -114,14 +116,45 @@ class Running:
                 record("matmul_peak_after", after, "FLOP/s"),
                 *(record(f"gpu_{name}", value, name) for name, value in clocks.items()),
                 *speeds(case, timings, (before + after) / 2),
-                *memories(case, memory, self.device),
                 *self._errors(case, found),
             ]
         )
+        if self.device.type == "cuda":
+            sizes = {side: measure.extra_memory_bytes(call, self.device) for side, call in both.items()}
+            self.report.add(memories(case, sizes, self.device))
+        self._timed.append((case, list(found)))
 
-    def _affordable(self, case: Case, inputs: tuple[Tensor, ...], wanted: Sequence[Side]) -> dict[Side, LossFunction]:
+    def take_memory(self) -> None:
+        """Of every case that was timed on a CPU, in another process."""
+        if self.device.type == "cuda" or not self._timed:
+            return
+        found = memory.apart(self._timed, self.report.asked.threads)
+        for (case, _), sizes in zip(self._timed, found, strict=True):
+            self.report.add(memories(case, sizes, self.device))
+
+    def take_once(self, case: Case) -> None:
+        """Ours alone, a single call: for what takes seconds."""
+        rate = self._rates.get(("ours", case.loss))
+        expected = flops(case.loss, case.size, case.size, case.width) / rate if rate else 0.0
+        if not self.report.budget.allows(str(case), 1.3 * expected + 5):
+            return
+        loss, inputs = sides(case, self.device)["ours"], case.inputs(self.device)
+        peak = measure.peak(self.device, case.dtype, case.width)
+        seconds: list[float] = []
+
+        def call() -> None:
+            start = time.perf_counter()
+            forward_backward(loss, inputs)
+            measure.synchronize(self.device)
+            seconds.append(time.perf_counter() - start)
+
+        size = measure.extra_memory_bytes(call, self.device)
+        timing = {"forward_backward": {"ours": Timing.of(seconds)}}
+        self.report.add([*speeds(case, timing, peak), *memories(case, {"ours": size}, self.device)])
+
+    def _affordable(self, case: Case, inputs: tuple[Tensor, ...]) -> dict[Side, LossFunction]:
         """Sides for which there seem to be time and memory, and which then do run."""
-        found = {}
+        found, wanted = {}, self.report.asked.sides
         for side, loss in sides(case, self.device).items():
             what, need = f"{side} at {case}", LOGITS_BYTES[side] * case.size**2
             free = measure.free_bytes(self.device)
@@ -141,8 +174,10 @@ class Running:
         """Of everything that a side takes in a case, from its rate at the size before."""
         rate = self._rates.get((side, case.loss))
         one = flops(case.loss, case.size, case.size, case.width) / rate if rate else 0.0
-        once = 2.0 if self.device.type == "cuda" else 0.0
-        return one * (1.5 * self.report.asked.rounds + 4) + (COMPILE_S if compiled(side, self.device) else once)
+        rounds = 1.5 * one * self.report.asked.rounds
+        if self.device.type != "cuda":
+            return rounds + 4 * one
+        return min(rounds, measure.ENOUGH_S) + 4 * one + (COMPILE_S if compiled(side, self.device) else 1.0)
 
     def _learn(self, case: Case, timings: dict[Side, Timing]) -> None:
         for side, timing in timings.items():
@@ -177,16 +212,16 @@ def speeds(case: Case, timings: dict[str, dict[Side, Timing]], peak: float) -> l
     return records
 
 
-def memories(case: Case, memory: dict[Side, int], device: torch.device) -> list[Record]:
+def memories(case: Case, sizes: dict[Side, int], device: torch.device) -> list[Record]:
     """Peak memory of forward and backward beyond the features, our ratio to each side, and what counting predicts."""
     record = partial(Record, "loss", str(case))
     bytes_each = 4 if device.type == "cpu" else case.dtype.itemsize
     predicted = extra_memory_bytes(case.loss, case.size, case.size, case.width, bytes_each)
     records = [record("predicted_extra_memory_bytes", predicted, "B")]
-    for side, size in memory.items():
+    for side, size in sizes.items():
         records.append(record(f"{prefix(side)}extra_memory_bytes", size, "B"))
         if side != "ours" and size > 0:
-            records.append(record(f"extra_memory_ratio_to_{side}", memory["ours"] / size, "1"))
+            records.append(record(f"extra_memory_ratio_to_{side}", sizes["ours"] / size, "1"))
     return records
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 WARM_UP_S = 0.3
 """On a GPU, whose clocks rise only under load."""
+ENOUGH_S = 4.0
 EVICTED_BYTES = 1 << 30
 """Written before each timed call on a GPU: empties its caches, and lets the host run ahead, so that the queue is full
 when the call begins."""
@@ -43,8 +44,13 @@ class Timing:
 
 
 def interleaved(candidates: dict[str, Call], rounds: int, device: torch.device) -> dict[str, Timing]:
-    """Timing of each candidate; they take turns, so that a busy machine slows all of them alike."""
-    warm_up(list(candidates.values()), device)
+    """Timing of each candidate; they take turns, so that a busy machine slows all of them alike.
+
+    On a GPU there are fewer rounds where so many would take longer than ENOUGH_S, but never fewer than three.
+    """
+    turn = warm_up(list(candidates.values()), device)
+    if device.type == "cuda":
+        rounds = min(rounds, max(3, int(ENOUGH_S / turn)))
     times: dict[str, list[Call]] = {name: [] for name in candidates}
     clock = _device_clock(device) if device.type == "cuda" else _host_clock
     for _ in range(rounds):
@@ -54,15 +60,20 @@ def interleaved(candidates: dict[str, Call], rounds: int, device: torch.device) 
     return {name: Timing.of([read() for read in readings]) for name, readings in times.items()}
 
 
-def warm_up(calls: Sequence[Call], device: torch.device) -> None:
-    """Compile, allocate, fill the caches, raise the clocks: every call once, on a GPU as often as the time takes."""
+def warm_up(calls: Sequence[Call], device: torch.device) -> float:
+    """Compile, allocate, fill the caches, raise the clocks: every call once, on a GPU as often as the time takes.
+
+    Returns:
+        Seconds of the last turn.
+    """
     start = time.perf_counter()
     while True:
+        before = time.perf_counter()
         for call in calls:
             call()
         synchronize(device)
         if device.type != "cuda" or time.perf_counter() - start > WARM_UP_S:
-            return
+            return time.perf_counter() - before
 
 
 def _host_clock(call: Call) -> Call:
@@ -154,6 +165,18 @@ def free_bytes(device: torch.device) -> int:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def loaded_clocks(device: torch.device) -> dict[str, float]:
+    """`clocks` of a GPU at work: asked for while a fraction of a second of matrix products is queued."""
+    if device.type != "cuda":
+        return {}
+    square = unit_rows(8192, 8192, device, torch.bfloat16, seed=0)
+    for _ in range(300):
+        torch.mm(square, square)
+    found = clocks()
+    synchronize(device)
+    return found
 
 
 def clocks() -> dict[str, float]:

@@ -207,7 +207,7 @@ def slowed(rate: Callable[[int], float], target: float) -> int:
 def model_records(device: torch.device, budget: Budget, rounds: int, width: int) -> list[Record]:
     """Rates of the forward sweep and of both as the cost model takes them, and its errors on shapes it has not seen."""
     cuda = device.type == "cuda"
-    rows, columns = ((1024, 2048, 4096, 8192), (8192, 32768, 131072)) if cuda else ((128, 256, 512), (512, 1024, 2048))
+    rows, columns = ((1024, 4096, 8192), (8192, 32768, 131072)) if cuda else ((128, 256, 512), (512, 1024, 2048))
     shapes = [(b, many, d) for b, many, d in product(rows, columns, (512, 768) if cuda else (width,))]
     found = rectangles.grid(shapes, device, replace(budget, seconds=budget.seconds / 2), rounds)
     if len(found) < 6:

@@ -26,6 +26,7 @@ LOGITS_BYTES: dict[Side, int] = {
     "inf_cl": 0,
 }
 """Memory per logit that a side is expected to need at most: decides whether it is tried at all."""
+FP16_FACTOR = 65536.0
 COMPILED_SIZES = (8192, 32768)
 """Compiling takes seconds for each."""
 
@@ -121,4 +122,7 @@ def errors(case: Case, loss: LossFunction, device: torch.device) -> dict[str, fl
 
 
 def _gradients(loss: LossFunction, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(loss(*tensors), tensors)
+    """In fp64; made of a loss scaled as a trainer does it in fp16, where small gradients would vanish."""
+    factor = FP16_FACTOR if tensors[0].dtype == torch.float16 else 1.0
+    found = torch.autograd.grad(factor * loss(*tensors), tensors)
+    return tuple(gradient.double() / factor for gradient in found)

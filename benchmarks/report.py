@@ -78,10 +78,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """The arguments, with threads and allocator set."""
+        """The arguments, with the number of threads set."""
         asked = self.parse_args(argv)
         torch.set_num_threads(asked.threads)
-        measure.keep_nothing_freed()
         return asked
 
 

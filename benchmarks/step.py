@@ -24,19 +24,20 @@ from pretrain.optim import undecayed
 from pretrain.values import Batch
 from pretrain.world import World
 
+GPU_BATCHES = {"ViT-B-32": 1024, "ViT-B-16": 256}
 OPTIM = config.Optim(lr=1e-4, clip_norm=1.0)
 
 
 def main(argv: Sequence[str] | None = None) -> list[Record]:
     cuda = torch.cuda.is_available()
     parser = report.Parser("step", __doc__)
-    parser.add_argument("--models", nargs="+", default=["ViT-B-32", "ViT-B-16"] if cuda else ["digits-vit"])
-    parser.add_argument("--batch", type=int, default=1024 if cuda else 128)
+    parser.add_argument("--models", nargs="+", default=tuple(GPU_BATCHES) if cuda else ("digits-vit",))
+    parser.add_argument("--batch", type=int, help="default: what suits the model and the device")
     asked = parser.read(argv)
     taken = Report.of("step", asked)
     for model in asked.models:
         if taken.budget.allows(model, seconds=15 if cuda else 0):
-            taken.add(compare(model, asked.batch, asked.rounds))
+            taken.add(compare(model, asked.batch or (GPU_BATCHES.get(model, 256) if cuda else 128), asked.rounds))
     return taken.finish()
 
 

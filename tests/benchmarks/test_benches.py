@@ -2,20 +2,17 @@
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import fit, loss, overlap, rectangles, report, step
+from benchmarks import fit, loss, memory, overlap, peers, rectangles, report, step
 from benchmarks.emulated import EmulatedTransport, InstantLink
 from benchmarks.report import Budget
 from pretrain import exchange
 from pretrain.plan.communication import Case, bytes_sent
+from pretrain.plan.loss import extra_memory_bytes
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 ONCE = ["--rounds", "1", "--threads", "1"]
 UNITS = {"s", "1", "B", "FLOP/s", "samples/s", "ms"}
@@ -56,18 +53,22 @@ def test_loss(tmp_path):
     assert siglip["d_bias_error"] < 1e-5
 
 
-def test_memory_is_what_counting_predicts(tmp_path):
-    """In a process of its own: measuring changes how the allocator works."""
-    sizes = ["--sizes", "2048", "--widths", "128", "--sides", "ours", "open_clip_eager"]
-    code = "import sys; from benchmarks import loss; loss.main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, *ONCE, *sizes, "--out", str(tmp_path), "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    content = json.loads(done.stdout)
-    for name in ("clip", "siglip"):
-        found = values(content, f"{name} B=2048 d=128 float32")
-        assert found["extra_memory_bytes"] == pytest.approx(found["predicted_extra_memory_bytes"], rel=0.05)
-        assert found["extra_memory_bytes"] < 2048 * 2048 * 4
-        assert found["open_clip_eager_extra_memory_bytes"] > 2048 * 2048 * 4
+def test_a_large_case_is_measured_in_one_call(tmp_path):
+    asked = report.Parser("loss", "").parse_args(["--out", str(tmp_path)])
+    running = loss.Running(report.Report.of("loss", asked), CPU)
+    running.take_once(peers.Case("clip", 64, 32, torch.float32))
+    found = values(checked(tmp_path, "loss"), "clip B=64 d=32 float32")
+    assert found["forward_backward_seconds"] == found["forward_backward_seconds_p90"] > 0
+    assert "forward_seconds" not in found
+
+
+@pytest.mark.slow
+def test_memory_is_what_counting_predicts():
+    wanted = [(peers.Case(name, 2048, 128, torch.float32), ["ours", "open_clip_eager"]) for name in ("clip", "siglip")]
+    for (case, _), found in zip(wanted, memory.apart(wanted, threads=1), strict=True):
+        predicted = extra_memory_bytes(case.loss, 2048, 2048, 128)
+        assert found["ours"] == pytest.approx(predicted, rel=0.05)
+        assert found["ours"] < 2048 * 2048 * 4 < found["open_clip_eager"]
 
 
 def test_a_budget_skips_and_says_so(tmp_path, capsys):

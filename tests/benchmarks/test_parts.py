@@ -169,6 +169,36 @@ def test_without_pytest_the_script_says_that_tests_did_not_run():
     assert "tests DID NOT RUN: pytest is not installed" in dry_run(PYTHON="/bin/false")
 
 
+STUB = """#!/bin/sh
+# Stands for Python: benchmarks.overlap fails, benchmarks.step takes too long, everything else prints its arguments.
+case "$*" in
+  *"-m benchmarks.merge"*) mkdir -p "$4" && cp "$3/outcomes.json" "$4/gpu_stub.json" ;;
+  *"-m benchmarks.overlap"*) exit 3 ;;
+  *"-m benchmarks.step"*) sleep 30 ;;
+  *) echo "$@" ;;
+esac
+"""
+
+
+def test_a_part_that_fails_stops_no_other_and_is_told(tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "kernels" / "ranks").mkdir(parents=True)
+    (tmp_path / "kernels" / "ranks" / "bench.py").touch()
+    (tmp_path / "tests").mkdir()
+    script, stub, out = tmp_path / "benchmarks" / "gpu.sh", tmp_path / "stub", tmp_path / "out"
+    script.write_text(SCRIPT.read_text().replace("part step 50", "part step 1"))
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(stub), "OUT": str(out)}
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    outcomes = json.loads((out / "gpu_stub.json").read_text())
+    codes = {name: said.split(" after")[0] for name, said in outcomes.items()}
+    assert codes == {"tests": "exit 0", "loss": "exit 0", "overlap": "exit 3", "step": "exit 124", "ranks": "exit 0"}
+    assert "== step ran out of its 1 s; what it had written by then counts" in done.stdout
+    assert sorted(path.name for path in out.iterdir()) == ["gpu_stub.json", "parts.tar.gz"]
+
+
 def test_parts_become_one_file(tmp_path):
     results(tmp_path)
     (tmp_path / "outcomes.json").write_text('{"loss": "exit 0 after 9 s"}')
