@@ -26,6 +26,8 @@ lint: $(VENV)/ready
 bench: $(VENV)/ready         ## the figures the README quotes that need no GPU
 	$(BIN)/python -m benchmarks.loss
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.overlap
+	$(BIN)/python -m benchmarks.pictures
 
 gpu:                         ## tests and benchmarks that need a GPU, in one go
 	bash benchmarks/gpu.sh

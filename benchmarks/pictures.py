@@ -19,6 +19,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks.report import RESULTS, ROOT
 
@@ -104,7 +105,8 @@ def draw(lines: Curves, kind: Kind, header: dict[str, Any], file_format: str = "
     """One panel a loss."""
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
         figure = Figure(figsize=(8.4, 3.6), layout="constrained")
-        for panel, loss in zip(figure.subplots(1, len(lines), squeeze=False)[0], sorted(lines), strict=True):
+        panels = figure.subplots(1, len(lines), squeeze=False, sharey=True)[0]
+        for panel, loss in zip(panels, sorted(lines), strict=True):
             _panel(panel, lines[loss], kind, LOSSES[loss])
         figure.suptitle("Loss, forward and backward: " + _where(header), fontsize=9, color="#495057")
         content = io.BytesIO()
@@ -123,6 +125,8 @@ def _panel(panel: Axes, sides: dict[str, list[tuple[int, float]]], kind: Kind, t
     panel.set_yscale("log")
     panel.set_xticks(every, [f"{size // 1024}k" if size >= 1024 else str(size) for size in every])
     panel.minorticks_off()
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter("{x:g}")
     panel.set(title=title, xlabel="pairs in the batch", ylabel=kind.label)
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, fontsize=8)
