@@ -69,10 +69,8 @@ class DualEncoder(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Unit-norm features of images, [B, 3, H, W] uint8 -> [B, D] fp32."""
-        weight = self.towers.logit_scale
-        pixels = transforms.normalize(images, self.image_spec).to(weight.dtype)
-        with precision.towers(self.precision, weight.device):
-            features = self.towers.encode_image(pixels)
+        with precision.towers(self.precision, self.towers.logit_scale.device):
+            features = self.towers.encode_image(self._pixels(images))
         return self._unit_norm(features)
 
     def encode_text(self, texts: Tensor) -> Tensor:
@@ -111,6 +109,13 @@ class DualEncoder(nn.Module):
         if name in ("logit_scale", "logit_bias"):
             return "head"
         return "image" if name.startswith("visual.") else "text"
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """What the image tower takes: the weights' dtype, but on a GPU at once the bf16 that autocast makes of it."""
+        weight = self.towers.logit_scale
+        narrow = images.is_cuda and self.precision == "bf16" and weight.dtype == torch.float32
+        pixels = transforms.normalize(images, self.image_spec, torch.bfloat16 if narrow else torch.float32)
+        return pixels if narrow else pixels.to(weight.dtype)
 
     def _unit_norm(self, features: Tensor | tuple[Tensor, ...]) -> Tensor:
         # Towers built with output_tokens return (pooled, tokens).

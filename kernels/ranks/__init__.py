@@ -1,15 +1,25 @@
-"""Retrieval ranks of many queries among many candidates, without their scores, equal scores counted fairly."""
+"""Retrieval ranks of many queries among many candidates, without their scores, equal scores counted fairly.
+
+The place in a sorted row, as evaluations commonly take it, depends on how equal scores happen to be sorted; counts do
+not. Equal candidates have equal scores here, wherever they stand, in each form: the torch forms sum in fp64 and round
+to fp32, the Triton form sums in fp32, every score in the same order. Two candidates whose scores differ by less than
+fp32 resolves may so tie in one form and not in the other. Memory: O((Q + M) D) and one tile.
+
+Source: recall@k as in Karpathy and Fei-Fei 2015, section 4.2 (arXiv:1412.2306), with the expectation over random orders
+of ties as in McSherry and Najork 2008, section 3 (doi:10.1007/978-3-540-78646-7_38).
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from pretrain.kernels.dispatch import Impl, choose
-from pretrain.kernels.ranks import blockwise, reference
+from pretrain.kernels.dispatch import Impl, choose, load
 from pretrain.kernels.ranks.standing import Relevance, Standing
 
 __all__ = ["Relevance", "Standing", "ranks"]
+
+NAME = "ranks"
 
 
 @torch.no_grad()
@@ -21,11 +31,6 @@ def ranks(queries: Tensor, candidates: Tensor, relevance: Relevance | None = Non
         best = scores.where(relevant, -inf).amax(1, keepdim=True)
         greater, ties = ((scores > best) & ~relevant).sum(1), ((scores == best) & ~relevant).sum(1)
         equals = ((scores == best) & relevant).sum(1)
-
-    The place in a sorted row, as evaluations commonly take it, depends on how equal scores happen to be sorted; counts
-    do not. Equal candidates have equal scores here, wherever they stand, in each form: the torch forms sum in fp64 and
-    round to fp32, the Triton form sums in fp32, every score in the same order. Two candidates whose scores differ by
-    less than fp32 resolves may so tie in one form and not in the other.
 
     Args:
         queries: [Q, D], any float dtype.
@@ -39,11 +44,6 @@ def ranks(queries: Tensor, candidates: Tensor, relevance: Relevance | None = Non
     Raises:
         ValueError: shapes, dtypes, devices or relevance do not fit, a query has no relevant candidate or an infinite or
             undefined score with its best one, or `impl` cannot run here.
-
-    Memory: O((Q + M) D) and one tile.
-
-    Source: recall@k as in Karpathy and Fei-Fei 2015, section 4.2 (arXiv:1412.2306), with the expectation over random
-    orders of ties as in McSherry and Najork 2008, section 3 (doi:10.1007/978-3-540-78646-7_38).
     """
     _check(queries, candidates)
     if relevance is None:
@@ -51,13 +51,8 @@ def ranks(queries: Tensor, candidates: Tensor, relevance: Relevance | None = Non
             raise ValueError(f"{len(queries)} queries have no partner each among {len(candidates)} candidates")
         relevance = Relevance.one_to_one(queries)
     relevance.check(len(queries), len(candidates), queries.device)
-    form = choose("ranks", impl, queries)
-    if form == "triton":
-        from pretrain.kernels.ranks import kernel  # only where it runs: triton exists on Linux alone
-
-        return kernel.ranks(queries, candidates, relevance)
-    chosen = reference.ranks if form == "reference" else blockwise.ranks
-    return chosen(queries, candidates, relevance)
+    standing: Standing = load(NAME, choose(NAME, impl, queries)).ranks(queries, candidates, relevance)
+    return standing
 
 
 def _check(queries: Tensor, candidates: Tensor) -> None:

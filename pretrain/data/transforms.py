@@ -6,7 +6,6 @@ Evaluation equals open_clip's `image_transform` bit for bit. The training crop i
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pretrain.config import Data
+from pretrain.kernels.normalize_images import normalize_images
 
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]
@@ -86,17 +86,22 @@ def eval_image(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     return _channels_first(_center(image, spec.size, 0))
 
 
-def normalize(images: Tensor, spec: ImageSpec) -> Tensor:
+def normalize(images: Tensor, spec: ImageSpec, dtype: torch.dtype = torch.float32) -> Tensor:
     """(images / 255 - mean) / std, on whatever device they are on.
 
     Args:
         images: [B, 3, H, W] uint8.
+        dtype: fp32, bf16 or fp16; the arithmetic is fp32.
 
     Returns:
-        [B, 3, H, W] fp32, bitwise what ToTensor and Normalize give.
+        [B, 3, H, W] `dtype`, in fp32 bitwise what ToTensor and Normalize give. On a GPU it lies in channels_last, as
+        convolutions there take it without transposing; elsewhere it is contiguous.
+
+    Raises:
+        ValueError: shape or dtypes do not fit.
     """
-    full, mean, std = _constants(spec.mean, spec.std, images.device)
-    return images.to(torch.float32).div_(full).sub_(mean).div_(std)
+    memory_format = torch.channels_last if images.is_cuda else torch.contiguous_format
+    return normalize_images(images, spec.mean, spec.std, dtype=dtype, memory_format=memory_format)
 
 
 def random_box(size: Size, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random) -> Box:
@@ -119,13 +124,6 @@ def random_box(size: Size, scale: tuple[float, float], ratio: tuple[float, float
     w, h = max(1, min(width, round(height * shape))), max(1, min(height, round(width / shape)))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
-
-
-@functools.lru_cache(maxsize=8)
-def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """255, mean and std as tensors: CUDA divides by a Python number through its rounded reciprocal."""
-    full = torch.full((3, 1, 1), 255.0, device=device)
-    return full, torch.tensor(mean, device=device).view(3, 1, 1), torch.tensor(std, device=device).view(3, 1, 1)
 
 
 def _resize(image: Image.Image, size: Size, resample: Image.Resampling) -> Image.Image:
