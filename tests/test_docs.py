@@ -55,6 +55,7 @@ def test_other_examples_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> No
     done: list[str] = []
     monkeypatch.setattr(train, "train", lambda run, stop: done.append(run.name))
     monkeypatch.setattr(verbs, "show", lambda *result, **how: None)
+    monkeypatch.setattr(verbs, "bench", lambda args: done.append(args[0]))
     monkeypatch.setattr(flags, "command", lambda call, args, prog: done.append(str(flags.bind(call, args, prog))))
     monkeypatch.chdir(ROOT)
     lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", "").splitlines()]
