@@ -62,8 +62,14 @@ def _halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def _quarters(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    left, right = _halves(tile, ROWS, COLUMNS)
+    return _halves(left, ROWS, COLUMNS // 2) + _halves(right, ROWS, COLUMNS // 2)
+
+
+@triton.jit
 def parts(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
-    """A tile's columns in 1, 2 or 4 equal parts: what is made of one of them leaves before the next is begun.
+    """A tile's columns in 1, 2, 4 or 8 equal parts: what is made of one of them leaves before the next is begun.
 
     The compiler makes each operation for a whole tensor; with a whole tile's intermediate values registers run out.
     """
@@ -71,9 +77,11 @@ def parts(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
         found = (tile,)
     elif PARTS == 2:
         found = _halves(tile, ROWS, COLUMNS)
+    elif PARTS == 4:
+        found = _quarters(tile, ROWS, COLUMNS)
     else:
         left, right = _halves(tile, ROWS, COLUMNS)
-        found = _halves(left, ROWS, COLUMNS // 2) + _halves(right, ROWS, COLUMNS // 2)
+        found = _quarters(left, ROWS, COLUMNS // 2) + _quarters(right, ROWS, COLUMNS // 2)
     return found
 
 

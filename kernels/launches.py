@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,10 @@ class Launch:
     def even(self) -> bool:
         """Whether no tile reaches over the edge."""
         return self.numbers[0] % self.tile.rows == 0 and self.numbers[1] % self.tile.columns == 0
+
+    def options(self, features: Tensor) -> dict[str, Any]:
+        """Compile-time constants and the compiler's own options."""
+        return self.tile.options(features, self.even and self.kind == "negatives")
 
     def by_row(self, device: torch.device) -> Tensor:
         """[groups, num_rows] fp32 scratch: a line for each share of the columns, all of it to be written."""

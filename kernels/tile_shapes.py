@@ -27,15 +27,18 @@ class Tile(NamedTuple):
     parts: int = 1
     """In how many parts, by columns, a tile of products becomes sums or gradients."""
 
-    def options(self, features: Tensor) -> dict[str, Any]:
-        """What a launch takes of it, for features of one width and dtype."""
+    def options(self, features: Tensor, plain: bool) -> dict[str, Any]:
+        """What a launch takes of it, for features of one width and dtype.
+
+        A plain launch has no edges and no ids to look at; others need more registers, and so smaller parts.
+        """
         width = features.shape[1]
         return {
             "WIDTH": width,
             "ROWS": self.rows,
             "COLUMNS": self.columns,
             "FEATURES": min(self.features, max(16, power_of_two_from(width))),
-            "PARTS": self.parts,
+            "PARTS": self.parts if plain else min(8, 2 * self.parts),
             "PRECISION": "ieee" if features.dtype == torch.float32 else "tf32",
             "num_warps": self.warps,
             "num_stages": self.stages,
@@ -46,7 +49,7 @@ class Tile(NamedTuple):
 INTERPRETED = Tile(32, 32, 16, 4, 1, 2)
 CONSERVATIVE = Tile(128, 128, 32, 8, 3, 4)
 """Fits 100 KiB of shared memory and the registers of every GPU from compute capability 8.0 on."""
-FULL = Tile(64, 64, 32, 4, 2)
+FULL = Tile(64, 64, 32, 4, 2, 2)
 """fp32 features, which the matrix units do not serve."""
 
 SM_90: dict[Kernel, list[tuple[int, Tile]]] = {

@@ -190,7 +190,7 @@ def _run(
         STRIP=strip is not None,
         BIAS=bias_parts is not None,
         FACTOR=factor,
-        **launch.tile.options(rows),
+        **launch.options(rows),
     )
     losses[launch.rows] += loss_parts.sum(0)
     if d_biases is not None and bias_parts is not None:

@@ -322,7 +322,7 @@ def sums(rows: Tensor, columns: Tensor, scale: Tensor, shifts: Shifts, pairing: 
             EVEN=launch.even,
             TRACKED=shifts.column is not None,
             KIND=DUPLICATES[launch.kind],
-            **launch.tile.options(rows),
+            **launch.options(rows),
         )
         by_row[r] += row_parts.sum(0)
         by_column[c] += column_parts.sum(0)
@@ -349,7 +349,7 @@ def maxima(rows: Tensor, columns: Tensor, scale: Tensor, pairing: Pairing) -> tu
             launch.share,
             EVEN=launch.even,
             KIND=DUPLICATES[launch.kind],
-            **launch.tile.options(rows),
+            **launch.options(rows),
         )
         by_row[r] = torch.maximum(by_row[r], row_parts.amax(0))
         by_column[c] = torch.maximum(by_column[c], column_parts.amax(0))
@@ -392,7 +392,7 @@ def gradients(
             KIND=DUPLICATES[launch.kind],
             SCALED=factor is not None,
             GROUP=GROUP,
-            **launch.tile.options(rows),
+            **launch.options(rows),
         )
     return d_columns
 
