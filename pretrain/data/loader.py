@@ -120,9 +120,12 @@ class Loader:
 
     def _assemble(self, loader: DataLoader[Any]) -> Generator[Batch, None, None]:
         parts = iter(loader)
-        for _ in self._starts:
-            batch = [self._next(parts) for _ in range(self._parts.per_batch)]
-            yield _join(batch, self._device)
+        try:
+            for _ in self._starts:
+                batch = [self._next(parts) for _ in range(self._parts.per_batch)]
+                yield _join(batch, self._device)
+        finally:
+            _end_workers(parts)
 
     def _next(self, parts: Iterator[Part | UserError]) -> Part:
         since = time.perf_counter()
@@ -133,6 +136,14 @@ class Loader:
         self.truncated += part.truncated
         self._bad.add(len(part.ids), part.skips)
         return part
+
+
+def _end_workers(parts: Iterator[Any]) -> None:
+    """At once, not when `parts` is collected: an error's traceback would keep it, and with it workers that heed no
+    signal, for which the interpreter waits at its exit."""
+    end = getattr(parts, "_shutdown_workers", None)
+    if end is not None:
+        end()
 
 
 class _Positions:
