@@ -42,4 +42,4 @@ def test_every_combination_compiles(capability):
         "sigmoid_sweep",
     }
     assert all(need["shared_bytes"] <= (227 if capability == "90" else 99) * 1024 for need in found)
-    assert max(need["stack_bytes"] for need in found if "float32" not in need["case"]) <= 128
+    assert max(need["stack_bytes"] for need in found) <= 160  # README: which spill a little
