@@ -1,6 +1,6 @@
 """Compile the pairwise Triton kernels for GPUs that are not here, and say what they need of them.
 
-    python -m pretrain.kernels.compiled [--capability 90] [--all] [--json]
+    python -m pretrain.kernels.compiled [--capability 90] [--all] [--only TEXT] [--json]
 
 What is compiled is what the host code launches: it runs on CPU tensors, and its launches stop at the compiled program.
 Nothing is executed on a GPU, so nothing is said about results or speed.
@@ -45,6 +45,9 @@ class Case:
     kind: Duplicates = "negatives"
     tracked: bool = False
     gradient_dtype: torch.dtype | None = None
+
+    def __str__(self) -> str:
+        return " ".join(str(value).removeprefix("torch.") for value in asdict(self).values() if value is not None)
 
 
 @dataclass(frozen=True)
@@ -150,10 +153,9 @@ def need(kernel: str, program: Any, constants: dict[str, Any], case: Case, capab
     ptx, shape = program.asm["ptx"], "x".join(str(constants[name]) for name in ("ROWS", "COLUMNS", "FEATURES"))
     flags = [name.lower() for name in ("STRIP", "BIAS") if constants.get(name)]
     tile = f"{shape} w{constants['num_warps']} s{constants['num_stages']} p{constants['PARTS']}"
-    told = " ".join(str(value).removeprefix("torch.") for value in asdict(case).values() if value is not None)
     return Need(
         " ".join([("sigmoid" if kernel == "_sweep" else "softmax") + kernel, *flags]),
-        told,
+        str(case),
         capability,
         tile,
         usage["REG"],
@@ -169,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--capability", type=int, nargs="+", default=[90])
     parser.add_argument("--all", action="store_true", help="every combination of compile-time constants; minutes")
+    parser.add_argument("--only", default="", help="cases in whose description this stands, such as 'bfloat16 512'")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
     options = parser.parse_args()
     seen: set[Need] = set()
@@ -179,7 +182,8 @@ def main() -> None:
             + "|---" * 10
             + "|"
         )
-    for capability, case in product(options.capability, cases(options.all)):
+    chosen = [case for case in cases(options.all) if options.only in str(case)]
+    for capability, case in product(options.capability, chosen):
         for one in compiled(case, capability):
             if one not in seen:
                 print(json.dumps(asdict(one)) if options.json else f"| {' | '.join(map(str, asdict(one).values()))} |")

@@ -22,7 +22,9 @@ def compiled(*arguments):
 
 @pytest.mark.slow
 def test_hopper_gets_its_own_matrix_instructions_pipelined_and_without_spills():
-    for need in compiled("--capability", "90"):
+    found = compiled("--capability", "90", "--only", "bfloat16 512")
+    assert len(found) >= 6
+    for need in found:
         assert need["wgmma"] > 0, need
         assert need["mma"] == 0, need
         assert need["cp_async"] > 0, need
@@ -31,15 +33,12 @@ def test_hopper_gets_its_own_matrix_instructions_pipelined_and_without_spills():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("capability", ["90", "80"])
-def test_every_combination_compiles(capability):
-    found = compiled("--capability", capability, "--all")
-    assert {need["kernel"].split()[0] for need in found} == {
-        "softmax_sums",
-        "softmax_maxima",
-        "softmax_gradients",
-        "sigmoid_sweep",
-    }
-    assert all(need["shared_bytes"] <= (227 if capability == "90" else 99) * 1024 for need in found)
-    assert max(need["stack_bytes"] for need in found) <= 160  # README: which spill a little
+def test_ragged_edges_and_ids_compile_for_ampere():
+    """All combinations, for both, are a quarter of an hour: `python -m pretrain.kernels.compiled --all`."""
+    found = compiled("--capability", "80", "--all", "--only", "float16 768 (300, 517) positives True")
+    kernels = {need["kernel"].split()[0] for need in found}
+    assert kernels == {"softmax_sums", "softmax_maxima", "softmax_gradients", "sigmoid_sweep"}
+    for need in found:
+        assert need["mma"] > 0, need
+        assert need["shared_bytes"] <= 99 * 1024, need
+        assert need["stack_bytes"] <= 128, need
