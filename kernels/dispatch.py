@@ -6,9 +6,10 @@ import importlib
 import importlib.util
 import logging
 import os
+from contextlib import AbstractContextManager
 from functools import cache
 from types import ModuleType
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -32,15 +33,20 @@ def choose(kernel: str, impl: str, tensor: Tensor, *, low_precision_only: bool =
     Raises:
         ValueError: there is no such form, or it cannot run on this device or dtype.
     """
-    if impl not in get_args(Impl):
-        raise ValueError(f"impl {impl!r} must be one of {', '.join(get_args(Impl))}")
-    if impl == "triton":
-        _require_triton(tensor)
+    require(impl, tensor)
     if impl != "auto":
         return cast("Form", impl)
     form, reason = _automatic(tensor, low_precision_only)
     _say(kernel, form, reason)
     return form
+
+
+def require(impl: str, tensor: Tensor) -> None:
+    """Raise ValueError where there is no such form, or it cannot serve a tensor."""
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl {impl!r} must be one of {', '.join(get_args(Impl))}")
+    if impl == "triton":
+        _require_triton(tensor)
 
 
 def _automatic(tensor: Tensor, low_precision_only: bool) -> tuple[Form, str]:
@@ -68,6 +74,12 @@ def _require_triton(tensor: Tensor) -> None:
         raise ValueError("impl 'triton' has no torch.float64; take impl 'blockwise'")
     if interpreted and tensor.dtype == torch.bfloat16:
         raise ValueError("triton's interpreter multiplies torch.bfloat16 wrongly; take impl 'blockwise'")
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Makes a tensor's GPU the current one, which is where Triton launches; nothing where it is on the CPU."""
+    guard: AbstractContextManager[Any] = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
+    return guard
 
 
 @cache

@@ -83,5 +83,17 @@ def check_ids(duplicates: str, row_ids: Tensor | None, column_ids: Tensor | None
         return
     for name, ids, count in (("row_ids", row_ids, rows), ("column_ids", column_ids, columns)):
         found = None if ids is None else (list(ids.shape), ids.dtype)
-        if ids is None or ids.shape != (count,) or ids.is_floating_point():
+        if ids is None or ids.shape != (count,) or ids.is_floating_point() or ids.dtype == torch.bool:
             raise ValueError(f"duplicates {duplicates!r} needs {name} [{count}] of integers, not {found}")
+
+
+def require_equal(row_ids: Tensor | None, column_ids: Tensor | None, span: Span) -> None:
+    """Raise ValueError where partners have different ids; unlooked-at on a GPU, for which the CPU would wait."""
+    if row_ids is None or column_ids is None or row_ids.is_cuda:
+        return
+    own = row_ids[span.row : span.row + span.count]
+    differ = (own != column_ids[span.column : span.column + span.count]).nonzero()
+    if len(differ):
+        n = int(differ[0])
+        other = int(column_ids[span.column + n])
+        raise ValueError(f"row_ids[{span.row + n}] {int(own[n])} must equal column_ids[{span.column + n}] {other}")

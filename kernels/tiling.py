@@ -21,6 +21,8 @@ def check(rows: Tensor, columns: Tensor, **scalars: Tensor) -> None:
     if rows.device != columns.device:
         raise ValueError(f"rows on {rows.device} and columns on {columns.device} must share one device")
     for name, value in scalars.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} {value!r} must be a tensor [], torch.tensor({value!r}) for instance")
         if value.ndim:
             raise ValueError(f"{name} {list(value.shape)} must be a scalar []")
         if value.device != rows.device:
@@ -30,6 +32,18 @@ def check(rows: Tensor, columns: Tensor, **scalars: Tensor) -> None:
 def wide(tensor: Tensor) -> Tensor:
     """In the dtype the loss is computed in: fp64 stays, everything else becomes fp32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def beside(scalar: Tensor, features: Tensor) -> Tensor:
+    """A scalar in the dtype in which features are computed: fp32, or fp64 beside fp64."""
+    return scalar.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
+
+
+def require_finite(**scalars: Tensor) -> None:
+    """Raise ValueError for one that is not, where looking at it does not make the CPU wait for a GPU."""
+    for name, value in scalars.items():
+        if not value.is_cuda and not bool(value.isfinite()):
+            raise ValueError(f"{name} {float(value)} must be finite")
 
 
 @contextmanager

@@ -10,7 +10,9 @@ import torch.distributed as dist
 
 from pretrain import exchange
 from pretrain.config import Run
+from pretrain.errors import UserError
 from pretrain.exchange import Exchange, Load, Options
+from pretrain.kernels.dispatch import require
 from pretrain.world import World
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "mixed": torch.float16}
@@ -26,6 +28,10 @@ def open_exchange(run: Run, world: World, width: int) -> Exchange:
         UserError: there is none of this name, or it cannot serve these ranks.
     """
     how, rows = options(run, world.device), run.train.global_batch // world.size
+    try:
+        require(how.impl, torch.empty(0, dtype=how.products or torch.float32, device=world.device))
+    except ValueError as error:
+        raise UserError(f"loss.kernel {run.loss.kernel}: {error}") from None
     load = Load(rows, width, run.loss.memory_gb * 2**30, on_gpu=world.device.type == "cuda")
     group = own_group(world) if world.size > 1 else None
     return exchange.make(run.exchange, world.rank, world.size, how, group, load)

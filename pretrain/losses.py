@@ -11,6 +11,7 @@ import math
 import warnings
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain import exchange
@@ -51,6 +52,7 @@ class ClipLoss(nn.Module):
             raise ValueError("use_horovod True is not supported: start the ranks with torchrun and leave it out")
         if world_size > 1 and (local_loss or gather_with_grad):
             _notice("local_loss and gather_with_grad have no effect")
+        _warn_alone(world_size)
         self.rank, self.world_size = rank, world_size
 
     def forward(
@@ -109,6 +111,7 @@ class SigLipLoss(nn.Module):
             raise ValueError(f"dist_impl {dist_impl!r} must be one of {', '.join(map(str, DIST_IMPLS))}")
         if world_size > 1 and dist_impl not in (None, "gather"):
             _notice(f"dist_impl {dist_impl} has no effect: texts are gathered once")
+        _warn_alone(world_size)
         self.rank, self.world_size = rank, world_size
 
     def forward(
@@ -140,6 +143,16 @@ class SigLipLoss(nn.Module):
         way = _exchange(self.rank, self.world_size, image_features)
         loss = ops.pairwise_sigmoid(_pairs(image_features, text_features, logit_scale, logit_bias, way))
         return {"contrastive_loss": loss} if output_dict else loss
+
+
+def _warn_alone(world_size: int) -> None:
+    """As in open_clip, one rank is the default; several that run each keep to their own negatives then."""
+    running = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if world_size == 1 < running:
+        warnings.warn(
+            f"world_size 1, but {running} ranks are running: each keeps to its own negatives; pass rank and world_size",
+            stacklevel=3,
+        )
 
 
 def _exchange(rank: int, world_size: int, features: Tensor) -> Exchange:

@@ -205,3 +205,18 @@ def test_ignored_flags_say_so_and_defaults_say_nothing(kind, flags):
         warnings.simplefilter("error")
         getattr(losses, kind)(rank=0, world_size=2)
         getattr(losses, kind)(**flags)
+
+
+def alone(kind):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        getattr(losses, kind)()
+    return [str(warning.message) for warning in told]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_that_are_not_told_of_each_other_are_warned(ranks, kind):
+    for told in ranks(2).run(alone, kind):
+        assert "world_size 1, but 2 ranks are running" in told[0]
+    assert alone(kind) == []

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pretrain.kernels.dispatch import Impl, choose, load
+from pretrain.kernels.dispatch import Impl, choose, device_of, load
 
 __all__ = ["normalize_images"]
 
@@ -58,7 +58,8 @@ def normalize_images(
     if dtype not in _DTYPES or memory_format not in _FORMATS:
         raise ValueError(f"dtype {dtype} and memory_format {memory_format} must be among {_DTYPES} and {_FORMATS}")
     form = choose(NAME, impl, images.new_empty(0, dtype=dtype))  # what is written decides, not the bytes
-    normalized: Tensor = load(NAME, form).normalize_images(images, mean, std, layout, dtype, memory_format)
+    with device_of(images):
+        normalized: Tensor = load(NAME, form).normalize_images(images, mean, std, layout, dtype, memory_format)
     return normalized
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.kernels.dispatch import Impl, choose, load
+from pretrain.kernels.dispatch import Impl, choose, device_of, load
 from pretrain.kernels.ranks.standing import Relevance, Standing
 
 __all__ = ["Relevance", "Standing", "ranks"]
@@ -51,7 +51,8 @@ def ranks(queries: Tensor, candidates: Tensor, relevance: Relevance | None = Non
             raise ValueError(f"{len(queries)} queries have no partner each among {len(candidates)} candidates")
         relevance = Relevance.one_to_one(queries)
     relevance.check(len(queries), len(candidates), queries.device)
-    standing: Standing = load(NAME, choose(NAME, impl, queries)).ranks(queries, candidates, relevance)
+    with device_of(queries):
+        standing: Standing = load(NAME, choose(NAME, impl, queries)).ranks(queries, candidates, relevance)
     return standing
 
 

@@ -10,10 +10,10 @@ from torch.autograd.function import once_differentiable
 
 from pretrain.kernels import dispatch
 from pretrain.kernels.columns import Columns, Here
-from pretrain.kernels.pairing import Duplicates
+from pretrain.kernels.pairing import Duplicates, Span, require_equal
 from pretrain.kernels.sigmoid_contrastive.loss import Found, Needs, Sweep
 from pretrain.kernels.strips import dtype_of
-from pretrain.kernels.tiling import wide
+from pretrain.kernels.tiling import require_finite, wide
 
 NAME = "sigmoid_contrastive"
 
@@ -90,31 +90,36 @@ def total_here(
     gradient_dtype: str | None,
     needs: list[bool],
 ) -> list[Tensor]:
-    """The total [], then the gradients that are needed of rows, columns, scale and bias, in the dtype of each."""
+    """The total [], then the gradients that are needed of rows, columns, scale and bias, in fp32 (fp64 for fp64).
+
+    Rounded to 16 bits before they meet their upstream factor, those of a sum over all pairs would overflow.
+    """
+    require_finite(scale=scale, bias=bias)
+    if duplicates != "negatives":
+        require_equal(row_ids, column_ids, Span.at(offset, len(rows), len(columns)))
     here, wanted = Here(columns, len(rows), offset), Needs(*needs)
     swept = sweep(rows, here, scale, bias, duplicates, row_ids, column_ids, impl, gradient_dtype)
     found = swept.run(wanted)
     one = torch.ones_like(found.total)
     grads = gradients(swept, found, wanted, one, columns, scale)
-    inputs = (rows, columns, scale, bias)
-    return [found.total, *(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True) if g is not None)]
+    return [found.total, *(g for g in grads if g is not None)]
 
 
 @total_here.register_fake
 def _(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, *rest: Any) -> list[Tensor]:
     inputs = zip((rows, columns, scale, bias), rest[-1], strict=True)
-    return [wide(rows[:0]).new_empty(()), *(torch.empty_like(x) for x, need in inputs if need)]
+    return [wide(rows[:0]).new_empty(()), *(torch.empty_like(wide(x)) for x, need in inputs if need)]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.save_for_backward(*output[1:])
-    ctx.needs = inputs[-1]
+    ctx.needs, ctx.dtypes = inputs[-1], [x.dtype for x in inputs[:4]]
 
 
 def _differentiate(ctx: Any, upstreams: list[Tensor]) -> tuple[Tensor | None, ...]:
     held, upstream = iter(ctx.saved_tensors), upstreams[0]
-    grads = (next(held) if need else None for need in ctx.needs)
-    return *(g if g is None else g * upstream.to(g.dtype) for g in grads), *(None,) * 7
+    wanted = zip(ctx.needs, ctx.dtypes, strict=True)
+    return *((next(held) * upstream).to(dtype) if need else None for need, dtype in wanted), *(None,) * 7
 
 
 total_here.register_autograd(_differentiate, setup_context=_keep)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pretrain.kernels.columns import Block, Columns, Pending
+from pretrain.kernels.dispatch import device_of
 from pretrain.kernels.pairing import Duplicates, Pairing
 from pretrain.kernels.tiling import wide
 
@@ -66,6 +67,10 @@ class Sweep:
 
     def run(self, needs: Needs) -> Found:
         """Loss and gradients. The scale takes its own from either side, so rows are enough for it."""
+        with device_of(self.rows):
+            return self._run(needs)
+
+    def _run(self, needs: Needs) -> Found:
         by_rows = needs.rows or (needs.scale and not needs.columns)
         d_rows = torch.zeros_like(wide(self.rows)) if by_rows else None
         parts: list[Swept] = []

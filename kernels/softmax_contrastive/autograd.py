@@ -10,11 +10,11 @@ from torch.autograd.function import once_differentiable
 
 from pretrain.kernels import dispatch
 from pretrain.kernels.columns import Columns, Here
-from pretrain.kernels.pairing import Duplicates
+from pretrain.kernels.pairing import Duplicates, Span, require_equal
 from pretrain.kernels.softmax_contrastive.loss import State, Sweep
 from pretrain.kernels.softmax_contrastive.statistics import Shifts
 from pretrain.kernels.strips import dtype_of
-from pretrain.kernels.tiling import wide
+from pretrain.kernels.tiling import require_finite, wide
 
 NAME = "softmax_contrastive"
 
@@ -89,6 +89,9 @@ def losses_here(
     gradient_dtype: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses [B]; then the state: sums [B], [M], shifts [B], [M], whether they differ [] (on the CPU), counts [2, B]"""
+    require_finite(scale=scale)
+    if duplicates != "negatives":
+        require_equal(row_ids, column_ids, Span.at(offset, len(rows), len(columns)))
     swept = sweep(rows, Here(columns, len(rows), offset), scale, duplicates, row_ids, column_ids, impl, gradient_dtype)
     losses, state = swept.losses()
     row, column = state.shifts

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pretrain.kernels.columns import Block, Columns, Pending
+from pretrain.kernels.dispatch import device_of
 from pretrain.kernels.pairing import Duplicates, Pairing, count_equal
 from pretrain.kernels.softmax_contrastive.statistics import Shifts, Sums, Weights, cross_entropy
 from pretrain.kernels.tiling import wide
@@ -60,6 +61,10 @@ class Sweep:
 
     def losses(self) -> tuple[Tensor, State]:
         """[B] nats."""
+        with device_of(self.rows):
+            return self._losses()
+
+    def _losses(self) -> tuple[Tensor, State]:
         found, shifts = self._common_sums() or self._tracked_sums()
         counts, own = self._counts(), self.columns.own
         row_mean = column_mean = found.positives
@@ -83,10 +88,11 @@ class Sweep:
             gradient: Tensor = self.form.gradients(*given, d_rows, need_columns, self.gradient_dtype)
             return gradient
 
-        if need_columns:
-            return d_rows, self.columns.collect(share)
-        for block in self.columns.blocks():
-            share(block)
+        with device_of(self.rows):
+            if need_columns:
+                return d_rows, self.columns.collect(share)
+            for block in self.columns.blocks():
+                share(block)
         return d_rows, None
 
     def _common_sums(self) -> tuple[Sums, Shifts] | None:
@@ -99,6 +105,8 @@ class Sweep:
         parts = [found.columns, unfit[None], *([] if found.column_positives is None else [found.column_positives])]
         columns, vote, *extra = _split(self.columns.sum(torch.cat(parts)), parts)
         if not bool((vote == 0).all() & _within(columns, low).all()):
+            if not bool(self.scale.isfinite()):
+                raise ValueError(f"scale {float(self.scale)} must be finite")
             return None
         return Sums(found.rows, columns, found.positives, extra[0] if extra else None), Shifts(shift, None)
 
@@ -110,7 +118,9 @@ class Sweep:
             found = self.form.maxima(self.rows, block.columns, wide(self.scale), self._pairing(block))
             by_row = torch.maximum(by_row, found[0])
             by_column[block.numbers] = found[1]
-        shifts = Shifts(by_row, self.columns.max(by_column))
+        largest = self.columns.max(by_column)
+        # A column that is left out by every row has no maximum, and its sum stays 0 under any shift.
+        shifts = Shifts(by_row, torch.where(largest.isneginf(), 0.0, largest))
         partial = self._sums(shifts)
         parts = [partial.columns, *([] if partial.column_positives is None else [partial.column_positives])]
         columns, *extra = _split(self.columns.sum(torch.cat(parts)), parts)

@@ -12,6 +12,7 @@ from pretrain.exchange.transport import Transport
 
 MESSAGE = 400
 """Bytes of a problem that are told to the other ranks."""
+DTYPES = ("another", "float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -81,25 +82,31 @@ class Layout:
         return torch.cat([self.filled(part) for part in torch.split(values, list(self.counts))])
 
 
+def code(dtype: torch.dtype) -> int:
+    """A dtype as a number that is the same on every rank."""
+    name = str(dtype).removeprefix("torch.")
+    return DTYPES.index(name) if name in DTYPES else 0
+
+
 def compare(columns: Tensor, problem: str | None, transport: Transport) -> Layout:
     """The layout of a batch that all ranks found good; or ValueError, the same one on every rank, as `bring` says."""
     told = (problem or "").encode()[:MESSAGE]
-    facts = [len(columns) if columns.ndim else 0, columns[:1].numel(), columns.element_size(), len(told)]
+    facts = [len(columns) if columns.ndim else 0, columns[:1].numel(), code(columns.dtype), len(told)]
     own = torch.tensor([*(n >> shift & 255 for n in facts for shift in range(0, 40, 8)), *told.ljust(MESSAGE)])
     own = own.to(torch.uint8).to(transport.talks_on)
     gathered = own.new_empty(transport.size * len(own))
     transport.all_gather(gathered, own).wait()
     found = [bytes(row) for row in gathered.view(transport.size, -1).tolist()]
     numbers = [[int.from_bytes(row[n : n + 5], "little") for n in range(0, 20, 5)] for row in found]
-    rows, widths, sizes, lengths = (list(column) for column in zip(*numbers, strict=True))
+    rows, widths, codes, lengths = (list(column) for column in zip(*numbers, strict=True))
     for rank, (row, length) in enumerate(zip(found, lengths, strict=True)):
         if length:
             where = f"rank {rank}: " if transport.size > 1 else ""
             raise ValueError(where + row[20 : 20 + length].decode(errors="replace"))
-    filled = {(width, size) for count, width, size in zip(rows, widths, sizes, strict=True) if count}
+    filled = {(width, kind) for count, width, kind in zip(rows, widths, codes, strict=True) if count}
     if len(filled) != 1:
         raise ValueError(
             "features must be of one width and dtype on every rank, with at least one row on one of them; "
-            f"rows by rank: {rows}, widths: {widths}, bytes each: {sizes}"
+            f"rows by rank: {rows}, widths: {widths}, dtypes: {', '.join(DTYPES[n] for n in codes)}"
         )
     return Layout(tuple(rows), transport.rank)

@@ -13,7 +13,7 @@ from torch import Tensor
 from pretrain.kernels.pairing import Duplicates
 from pretrain.kernels.sigmoid_contrastive import sigmoid_contrastive_over
 from pretrain.kernels.softmax_contrastive import softmax_contrastive_over
-from pretrain.kernels.tiling import wide
+from pretrain.kernels.tiling import beside, wide
 from pretrain.values import Pairs
 
 __all__ = ["Duplicates", "pairwise_sigmoid", "symmetric_cross_entropy"]
@@ -37,7 +37,7 @@ def symmetric_cross_entropy(pairs: Pairs, label_smoothing: float = 0.0, duplicat
     (arXiv:1512.00567); several positives: Khosla et al. 2020, eq. 2 (arXiv:2004.11362).
     """
     image, text, options = _door(pairs, duplicates)
-    losses = softmax_contrastive_over(image, text, wide(pairs.logit_scale), **options)
+    losses = softmax_contrastive_over(image, text, beside(pairs.logit_scale, image), **options)
     return losses + label_smoothing * (_positives(pairs) - _mean_logits(pairs)) if label_smoothing else losses
 
 
@@ -56,8 +56,8 @@ def pairwise_sigmoid(pairs: Pairs, duplicates: Duplicates = "negatives") -> Tens
     Source: Zhai et al. 2023, eq. 1 (arXiv:2303.15343).
     """
     image, text, options = _door(pairs, duplicates)
-    scale = wide(pairs.logit_scale)
-    bias = torch.zeros_like(scale) if pairs.logit_bias is None else wide(pairs.logit_bias)
+    scale = beside(pairs.logit_scale, image)
+    bias = torch.zeros_like(scale) if pairs.logit_bias is None else beside(pairs.logit_bias, image)
     return pairs.mean(sigmoid_contrastive_over(image, text, scale, bias, **options))
 
 

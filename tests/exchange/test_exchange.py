@@ -131,12 +131,13 @@ FP32 = [torch.float32] * 3
         ([4, 0, 4], [2, 2, 2], FP32, [None] * 3, "no error"),
         ([0, 0, 0], [2, 2, 2], FP32, [None] * 3, "with at least one row"),
         ([4, 4, 4], [2, 3, 2], FP32, [None] * 3, r"widths: \[2, 3, 2\]"),
-        ([4, 4, 4], [2, 2, 2], [*FP32[:2], torch.float64], [None] * 3, r"bytes each: \[4, 4, 8\]"),
+        ([4, 4, 4], [2, 2, 2], [*FP32[:2], torch.float64], [None] * 3, "dtypes: float32, float32, float64"),
+        ([4, 4], [2, 2], [torch.float16, torch.bfloat16], [None] * 2, "dtypes: float16, bfloat16"),
         ([4, 4, 4], [2, 2, 2], FP32, [None, None, "broken: " + "x" * 1000], "rank 2: broken: xxx"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused_on_every_rank(ranks, name, rows, width, dtype, problems, told):
-    found = ranks(3).run(refusal, name, rows, width, dtype, problems)
+    found = ranks(len(rows)).run(refusal, name, rows, width, dtype, problems)
     assert len(set(found)) == 1
     with pytest.raises(ValueError, match=told):
         raise ValueError(found[0])

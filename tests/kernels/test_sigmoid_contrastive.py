@@ -140,6 +140,31 @@ def test_no_gradients_are_made_where_none_are_asked_for():
     torch.testing.assert_close(total, torchs(*inputs, 0).detach())
 
 
+@pytest.mark.parametrize("upstream", [1.0, 1 / 2048, 1e-4 / 2048])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_16_bit_gradients_meet_their_factor_before_they_are_rounded(dtype, upstream):
+    """Those of a sum over all pairs overflow fp16, and a mean's factor is too small for it."""
+    row = normalize(torch.randn(1, 16), dim=1).repeat(2048, 1).to(dtype)
+    inputs = (row, row.clone(), torch.tensor(100.0), torch.tensor(0.0))
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    wide = [x.double().requires_grad_() for x in inputs]
+    exact = torch.autograd.grad(torchs(*wide, 0) * upstream, wide)
+    found = torch.autograd.grad(sigmoid_contrastive(*leaves) * upstream, leaves)
+    for one, two in zip(found, exact, strict=True):
+        rounded = two.to(one.dtype)  # to infinity, or to nothing, only where the truth is
+        bound = 2 * torch.finfo(one.dtype).eps * two.abs().clamp(min=torch.finfo(one.dtype).tiny)
+        assert torch.equal(one.isfinite(), rounded.isfinite())
+        assert ((one.double() - two).abs() <= bound)[rounded.isfinite()].all()
+
+
+def test_scalars_may_be_of_any_dtype():
+    rows, columns, scale, bias = features(8, 8, 4, torch.float32)
+    loss = torch.compile(sigmoid_contrastive, fullgraph=True, backend="aot_eager")
+    total = loss(rows, columns, scale.double(), bias.half())
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(total, sigmoid_contrastive(rows, columns, scale, bias))
+
+
 @pytest.mark.parametrize("duplicates", KINDS)
 def test_one_operator_under_compile(duplicates):
     inputs, ids = features(20, 30, 8, torch.float32), ids_of(20, 30, 5)
@@ -157,6 +182,7 @@ def test_one_operator_under_compile(duplicates):
     [
         ({"rows": torch.zeros(3, 4)}, r"\[3, 4\] and columns \[5, 2\]"),
         ({"rows": torch.zeros(3, 2).double()}, "share one floating dtype"),
+        ({"bias": torch.tensor(torch.inf)}, "bias inf must be finite"),
         ({"bias": torch.ones(1)}, r"bias \[1\] must be a scalar"),
         ({"bias": torch.ones((), device="meta")}, "bias on meta must be on cpu"),
         ({"duplicates": "positives"}, r"needs row_ids \[3\] of integers, not None"),

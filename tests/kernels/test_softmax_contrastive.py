@@ -150,9 +150,40 @@ def test_one_operator_under_compile(duplicates):
         torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("impl", ["reference", "blockwise"])
+def test_a_column_that_every_row_leaves_out_has_no_gradient(impl):
+    """Its sum is empty, its maximum minus infinity: it must not poison the others."""
+    inputs, ids = features(4, 6, 8, torch.float32), torch.tensor([7, 7, 7, 7, 1, 7])
+    told = {"duplicates": "ignore", "row_ids": ids[:4], "column_ids": ids}
+    upstream = torch.rand(4)
+    found = with_gradients(ours(0, impl, **told), inputs, upstream)
+    wanted = with_gradients(lambda *x: torchs(*x, 0, **told), [x.double() for x in inputs], upstream)
+    for one, two in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.double(), two, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found[2][5], torch.zeros(8))
+
+
+def test_the_scale_may_be_of_any_dtype():
+    rows, columns, scale = features(8, 8, 4, torch.float32)
+    loss = torch.compile(softmax_contrastive, fullgraph=True, backend="aot_eager")
+    for kind in (torch.float64, torch.float16, torch.bfloat16):
+        own = scale.to(kind).requires_grad_()
+        losses = loss(rows, columns, own)
+        losses.sum().backward()
+        assert (losses.dtype, own.grad.dtype) == (torch.float32, kind)
+        torch.testing.assert_close(losses, softmax_contrastive(rows, columns, scale))
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        ({"scale": 3.0}, r"scale 3.0 must be a tensor \[\]"),
+        ({"scale": torch.tensor(torch.nan)}, "scale nan must be finite"),
+        ({"duplicates": "ignore", "row_ids": torch.ones(3).bool()}, r"of integers, not \(\[3\], torch.bool"),
+        (
+            {"duplicates": "ignore", "row_ids": torch.arange(3), "column_ids": torch.tensor([0, 1, 5, 2, 3])},
+            r"row_ids\[2\] 2 must equal column_ids\[2\] 5",
+        ),
         ({"rows": torch.zeros(3, 4)}, r"\[3, 4\] and columns \[5, 2\]"),
         ({"rows": torch.zeros(3, 2).double()}, "share one floating dtype"),
         ({"rows": torch.zeros(3, 2, dtype=torch.int64)}, "share one floating dtype"),
