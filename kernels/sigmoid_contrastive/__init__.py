@@ -62,8 +62,7 @@ def sigmoid_contrastive(
     tiling.check(rows, columns, scale=scale, bias=bias)
     check_ids(duplicates, row_ids, column_ids, len(rows), len(columns))
     scale, bias = tiling.beside(scale, rows), tiling.beside(bias, rows)
-    on = torch.is_grad_enabled()
-    needs = [on and x.requires_grad for x in (rows, columns, scale, bias)]
+    needs = [torch.is_grad_enabled() and x.requires_grad for x in (rows, columns, scale, bias)]
     given = (rows, columns, scale, bias, offset, duplicates, row_ids, column_ids, impl, name_of(gradient_dtype))
     total: Tensor = autograd.total_here(*given, needs)[0]
     return total

@@ -63,18 +63,8 @@ def softmax_contrastive(
     check_ids(duplicates, row_ids, column_ids, len(rows), len(columns))
     if not len(rows) or offset < 0 or offset + len(rows) > len(columns):
         raise ValueError(f"offset {offset}: {len(rows)} rows need their partners among {len(columns)} columns")
-    given = (
-        rows,
-        columns,
-        tiling.beside(scale, rows),
-        offset,
-        duplicates,
-        row_ids,
-        column_ids,
-        impl,
-        name_of(gradient_dtype),
-    )
-    losses: Tensor = autograd.losses_here(*given)[0]
+    how = (offset, duplicates, row_ids, column_ids, impl, name_of(gradient_dtype))
+    losses: Tensor = autograd.losses_here(rows, columns, tiling.beside(scale, rows), *how)[0]
     return losses if bias is None else losses + 0 * bias
 
 
