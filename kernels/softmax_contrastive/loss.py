@@ -105,8 +105,6 @@ class Sweep:
         parts = [found.columns, unfit[None], *([] if found.column_positives is None else [found.column_positives])]
         columns, vote, *extra = _split(self.columns.sum(torch.cat(parts)), parts)
         if not bool((vote == 0).all() & _within(columns, low).all()):
-            if not bool(self.scale.isfinite()):
-                raise ValueError(f"scale {float(self.scale)} must be finite")
             return None
         return Sums(found.rows, columns, found.positives, extra[0] if extra else None), Shifts(shift, None)
 
