@@ -24,7 +24,11 @@ class Data:
     source: Literal["shards", "synthetic"] = "shards"
     """Where pairs come from: WebDataset tar shards, or random pairs that need no disk."""
     train: tuple[str, ...] = ()
-    """Training shards: paths, globs and brace patterns such as 'cc12m/{00000..01242}.tar'."""
+    """Training shards: paths, URLs, globs and brace patterns such as 'cc12m/{00000..01242}.tar', or files of them."""
+    weights: tuple[float, ...] = ()
+    """Share of the samples that each entry of data.train gives, exact in every window; none: all are one data set."""
+    replacement: bool = False
+    """Draw samples with replacement inside each shuffle window; False: every sample once per epoch."""
     eval: tuple[str, ...] = ()
     """Held-out shards, in the same notation."""
     workers: int = free(2)
@@ -34,21 +38,47 @@ class Data:
     shuffle: bool = True
     """Off: samples come in the order of the shards, every epoch."""
     shuffle_window: int = 50_000
-    """Samples (rounded to whole shards) inside which order is fully random; the shards themselves always are."""
+    """Samples inside which order is fully random; what goes into a window is drawn from the whole data set."""
+    shuffle_chunk: int = 16
+    """Neighbouring samples that go into the same window; 0: whole shards, for a cache that cannot hold them all."""
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     """Tar member extensions that hold the image, first match wins."""
     text_keys: tuple[str, ...] = ("txt", "json:caption", "json:captions")
     """Where captions are: a text member, or 'json:FIELD' of the json member (a string or a list of them)."""
+    text_weights: tuple[float, ...] = ()
+    """Chance of each of data.text_keys, among those that a sample has; none: every caption is as likely."""
+    sentences: int = 0
+    """Train on at most this many neighbouring sentences of a caption, drawn anew each time; 0: on all of it."""
+    text_edits: tuple[str, ...] = ("delete=0.1", "swap=0.1")
+    """Edits that make further views of a caption, where an objective asks for them, in this order."""
+    exact_pixels: bool = False
+    """Decode at full size and resize with Pillow, as open_clip does, bit for bit; slower."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Share of the image's area that the random training crop keeps."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
     """Aspect ratios of the random training crop."""
     flip: bool = False
     """Mirror half of the training images."""
+    augment: tuple[str, ...] = ()
+    """Further augmentations of training images, in this order, such as 'color_jitter=0.4', 'grayscale=0.2'."""
+    view_augment: tuple[str, ...] = ("color_jitter=0.4", "grayscale=0.2", "blur=0.5")
+    """Augmentations of further views of an image, where an objective asks for them."""
     max_bad: float = 0.01
     """Stop the run when more than this share of the last 10,000 samples (at least 10) had to be replaced."""
     index_dir: str | None = free(None)
-    """Folder for shard indexes where the shards' own folder is read-only."""
+    """Folder for shard indexes where the shards' own folder is read-only or remote."""
+    cache_dir: str | None = free(None)
+    """Folder on a local disk that keeps whole remote shards, shared by all ranks of a node; none: reads by range."""
+    cache_gb: float = free(500.0)
+    """Size at which that folder drops the shards that were not read for longest, in GiB."""
+    sizes: str | None = None
+    """JSON file {shard: samples}: a run starts before its shards are indexed; each is indexed when it is first read."""
+    retry_s: float = free(300.0)
+    """Seconds for which a failing transfer is tried again before it ends the run."""
+    allow_pipe: bool = free(False)
+    """Let data.train and data.eval name 'pipe:COMMAND' shards: the command runs in a shell."""
+    read_ahead: int = free(4)
+    """Threads per worker that read samples ahead of the decoding."""
     synthetic_samples: int = 1024
     """Samples per epoch of the synthetic source."""
 

@@ -62,7 +62,32 @@ def data(data: Data) -> Rules:
             f"data.crop_ratio {data.crop_ratio} must rise and be positive",
         ),
         (not 0 <= data.max_bad <= 1, f"data.max_bad {data.max_bad} is a share: give a number between 0 and 1"),
+        *data_numbers(data),
         (data.synthetic_samples < 1, f"data.synthetic_samples {data.synthetic_samples} must be at least 1"),
+    ]
+
+
+def data_numbers(data: Data) -> Rules:
+    weights, texts = data.weights, data.text_weights
+    return [
+        (
+            bool(weights) and len(weights) != len(data.train),
+            f"data.weights has {len(weights)} numbers for {len(data.train)} entries of data.train: give one for each",
+        ),
+        (any(w <= 0 for w in weights), f"data.weights {weights} must all be positive: leave a source out instead"),
+        (
+            bool(texts) and len(texts) != len(data.text_keys),
+            f"data.text_weights has {len(texts)} numbers for {len(data.text_keys)} data.text_keys: give one for each",
+        ),
+        (
+            bool(texts) and (min(texts) < 0 or max(texts) <= 0),
+            f"data.text_weights {texts} must not be negative, and one of them positive",
+        ),
+        (data.shuffle_chunk < 0, f"data.shuffle_chunk {data.shuffle_chunk} must not be negative: 0 is whole shards"),
+        (data.sentences < 0, f"data.sentences {data.sentences} must not be negative: 0 takes whole captions"),
+        (data.cache_gb <= 0, f"data.cache_gb {data.cache_gb} must be positive"),
+        (data.retry_s < 0, f"data.retry_s {data.retry_s} must not be negative: 0 never tries again"),
+        (data.read_ahead < 1, f"data.read_ahead {data.read_ahead} must be at least 1 thread"),
     ]
 
 

@@ -28,8 +28,8 @@ def parse_meta(member: bytes | None) -> dict[str, Any]:
     return meta
 
 
-def captions_of(members: Mapping[str, bytes], meta: Mapping[str, Any], text_keys: Iterable[str]) -> list[str]:
-    """Every caption of a sample, in the order of `text_keys`, each once, without blank ones.
+def texts_of(members: Mapping[str, bytes], meta: Mapping[str, Any], text_keys: Iterable[str]) -> dict[str, list[str]]:
+    """The captions of a sample under the entry of `text_keys` that holds them, without blank ones.
 
     Args:
         members: extension -> content.
@@ -39,13 +39,21 @@ def captions_of(members: Mapping[str, bytes], meta: Mapping[str, Any], text_keys
     Raises:
         BadSample: a text member is not utf-8, or a json field holds something else.
     """
-    found: list[str] = []
+    found: dict[str, list[str]] = {}
     for key in text_keys:
         if key.startswith("json:"):
-            found += _of_field(meta, key.removeprefix("json:"))
-        elif key in members:
-            found.append(_decoded(key, members[key]))
-    return list(dict.fromkeys(text[:MAX_CAPTION] for text in map(str.strip, found) if text))
+            texts = _of_field(meta, key.removeprefix("json:"))
+        else:
+            texts = [_decoded(key, members[key])] if key in members else []
+        texts = [text[:MAX_CAPTION] for text in map(str.strip, texts) if text]
+        if texts:
+            found[key] = texts
+    return found
+
+
+def captions_of(members: Mapping[str, bytes], meta: Mapping[str, Any], text_keys: Iterable[str]) -> list[str]:
+    """Every caption of a sample, each once, in the order of `text_keys`; otherwise as `texts_of`."""
+    return list(dict.fromkeys(text for texts in texts_of(members, meta, text_keys).values() for text in texts))
 
 
 def choose(captions: list[str], rng: random.Random) -> str:

@@ -14,7 +14,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SHARDS, WINDOW, AUGMENT, REPLACE = 1, 2, 3, 4
+SHARDS, WINDOW, AUGMENT, REPLACE, CHUNKS, DRAW, VIEW, SOURCE = range(1, 9)
 """What a draw is for: draws for different purposes never share a key."""
 _MASK = (1 << 64) - 1
 _FEISTEL_ROUNDS = 8
@@ -31,6 +31,11 @@ def mix(*words: int) -> int:
 def sample_random(seed: int, position: int, attempt: int = 0) -> random.Random:
     """The randomness of one position (caption, crop, flip). Use `.random()` only: Python promises its sequence."""
     return random.Random(mix(seed, AUGMENT, position, attempt))
+
+
+def view_random(seed: int, position: int, attempt: int, view: int) -> random.Random:
+    """The randomness of a further view of the image or caption at a position, apart from the first view's."""
+    return random.Random(mix(seed, VIEW, position, attempt, view))
 
 
 def scatter(index: int, size: int, key: int) -> int:

@@ -29,10 +29,15 @@ class RawSample:
     """`shard/key`."""
     image_bytes: bytes
     """An encoded image."""
-    captions: list[str]
-    """All of them; may be empty."""
+    texts: dict[str, list[str]]
+    """Entry of data.text_keys -> the captions found there; entries without one are absent."""
     meta: dict[str, Any]
     """The json member."""
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions, each once; may be empty."""
+        return list(dict.fromkeys(text for texts in self.texts.values() for text in texts))
 
 
 class Source(Protocol):
@@ -108,7 +113,7 @@ class ShardSource:
         return RawSample(
             key=f"{self.shards[turn].name}/{offsets.names[sample]}",
             image_bytes=self._read(file, turn, places[image], MAX_IMAGE_BYTES),
-            captions=captions.captions_of(members, meta, self._text_keys),
+            texts=captions.texts_of(members, meta, self._text_keys),
             meta=meta,
         )
 

@@ -48,7 +48,9 @@ class SyntheticSource:
         image = _picture(list(COLORS.values())[color], PATTERNS[pattern], width, bits, self.size)
         texts = [f"{name} {PATTERNS[pattern]} of width {width}", f"a picture of {name} {PATTERNS[pattern]}"]
         header = f"P6 {self.size[1]} {self.size[0]} 255\n".encode()
-        return RawSample(self.key(number), header + image.tobytes(), texts, {"label": color, "captions": texts})
+        return RawSample(
+            self.key(number), header + image.tobytes(), {"json:captions": texts}, {"label": color, "captions": texts}
+        )
 
 
 def _picture(color: tuple[int, ...], pattern: str, width: int, bits: int, size: tuple[int, int]) -> np.ndarray:
