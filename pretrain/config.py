@@ -39,8 +39,8 @@ class Data:
     """Off: samples come in the order of the shards, every epoch."""
     shuffle_window: int = 50_000
     """Samples inside which order is fully random; what goes into a window is drawn from the whole data set."""
-    shuffle_chunk: int = 16
-    """Neighbouring samples that go into the same window; 0: whole shards, for a cache that cannot hold them all."""
+    shuffle_chunk: int | None = None
+    """Neighbouring samples that share a window; none: so few that no batch shows it; 0: whole shards, for a cache."""
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     """Tar member extensions that hold the image, first match wins."""
     text_keys: tuple[str, ...] = ("txt", "json:caption", "json:captions")

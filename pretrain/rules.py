@@ -83,7 +83,10 @@ def data_numbers(data: Data) -> Rules:
             bool(texts) and (min(texts) < 0 or max(texts) <= 0),
             f"data.text_weights {texts} must not be negative, and one of them positive",
         ),
-        (data.shuffle_chunk < 0, f"data.shuffle_chunk {data.shuffle_chunk} must not be negative: 0 is whole shards"),
+        (
+            data.shuffle_chunk is not None and data.shuffle_chunk < 0,
+            f"data.shuffle_chunk {data.shuffle_chunk} must not be negative: 0 is whole shards",
+        ),
         (data.sentences < 0, f"data.sentences {data.sentences} must not be negative: 0 takes whole captions"),
         (data.cache_gb <= 0, f"data.cache_gb {data.cache_gb} must be positive"),
         (data.retry_s < 0, f"data.retry_s {data.retry_s} must not be negative: 0 never tries again"),

@@ -1,75 +1,96 @@
 """Which sample comes when: pure functions of (seed, position), with no state to save and nothing to replay.
 
-A run reads one endless stream. Position p lies in epoch p // n. Each epoch permutes the shards, cuts them into windows
-of whole shards, and permutes the samples inside a window; so every epoch holds every sample once, reads stay within a
-few shards at a time, and any position is found without walking to it. Only integer arithmetic that is written out here
-is used, never a library's generator, so that a run goes on in the same order under other versions of Python and NumPy.
+A run reads one endless stream. Position p lies in epoch p // n. Each epoch permutes the data set's chunks (a few
+neighbouring samples, or whole shards), cuts the chunks into windows, and permutes the samples inside a window; so every
+epoch holds every sample once, reads stay within a window's chunks, and any position is found without walking to it.
+Several sources are mixed by weight: which source a position takes is one periodic table, made so that every stretch of
+positions holds the exact shares; each source then has epochs of its own.
 """
 
 from __future__ import annotations
 
 import bisect
 import itertools
-import random
+import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
 
-SHARDS, WINDOW, AUGMENT, REPLACE, CHUNKS, DRAW, VIEW, SOURCE = range(1, 9)
-"""What a draw is for: draws for different purposes never share a key."""
-_MASK = (1 << 64) - 1
-_FEISTEL_ROUNDS = 8
+from pretrain.config import Data
+from pretrain.data.draws import CHUNKS, DRAW, REPLACE, SHARDS, SOURCE, WINDOW, mix, sample_random, scatter, view_random
 
+__all__ = ["Mixture", "Order", "SampleOrder", "Sized", "mix", "of", "sample_random", "scatter", "shares", "view_random"]
 
-def mix(*words: int) -> int:
-    """64 bits that look random and depend on every one of the integers. Source: Steele et al. 2014 (SplitMix64)."""
-    state = 0
-    for word in words:
-        state = _finish(((state ^ (word & _MASK)) + 0x9E3779B97F4A7C15) & _MASK)
-    return state
-
-
-def sample_random(seed: int, position: int, attempt: int = 0) -> random.Random:
-    """The randomness of one position (caption, crop, flip). Use `.random()` only: Python promises its sequence."""
-    return random.Random(mix(seed, AUGMENT, position, attempt))
+_NEAR_ATTEMPTS = 8
+"""Replacements are drawn from the sample's own window before they are drawn from anywhere: its shards are at hand."""
+_MAX_PERIOD = 1 << 16
+"""Positions after which the turns of mixed sources repeat, at most; finer shares are rounded to it."""
+_EXCESS = 25
+"""Same-shard pairs in a batch exceed a uniform shuffle's by at most 1 part in so many, where chunks are chosen here."""
 
 
-def view_random(seed: int, position: int, attempt: int, view: int) -> random.Random:
-    """The randomness of a further view of the image or caption at a position, apart from the first view's."""
-    return random.Random(mix(seed, VIEW, position, attempt, view))
+class SampleOrder(Protocol):
+    """Position in the endless stream -> sample number in the data set."""
+
+    seed: int
+
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+        ...
+
+    def number(self, position: int) -> int:
+        """The sample at a position >= 0."""
+        ...
+
+    def replacement(self, position: int, attempt: int) -> int:
+        """Which sample stands in for an unusable one, on the first, second, ... attempt."""
+        ...
 
 
-def scatter(index: int, size: int, key: int) -> int:
-    """Where a keyed permutation of range(size) sends `index`, without the others being computed.
+class Sized(Protocol):
+    """What an order is made of; a `reader.Source` is one."""
 
-    A Feistel network permutes the next power of two; what falls outside is permuted again until it falls inside
-    (on average less than twice). Source: Black and Rogaway 2002, "Ciphers with arbitrary finite domains".
+    @property
+    def counts(self) -> list[int]:
+        """Samples of each shard, in the data set's order."""
+        ...
+
+    @property
+    def entries(self) -> list[int]:
+        """Shards of each entry of data.train; they sum to len(counts)."""
+        ...
+
+    @property
+    def weights(self) -> list[float]:
+        """Share of each entry; none: all entries are one data set."""
+        ...
+
+
+def of(source: Sized, seed: int, data: Data) -> SampleOrder:
+    """The order of a run's samples: of one data set, or of weighted ones."""
+    how = (data.shuffle, data.shuffle_window, data.shuffle_chunk, data.replacement)
+    if not source.weights:
+        return Order(source.counts, seed, *how)
+    ends = list(itertools.accumulate(source.entries, initial=0))
+    parts = [source.counts[start:stop] for start, stop in itertools.pairwise(ends)]
+    return Mixture([Order(part, mix(seed, SOURCE, n), *how) for n, part in enumerate(parts)], source.weights, seed)
+
+
+def widest_chunk(counts: Sequence[int], window: int) -> int:
+    """The most neighbouring samples that may share a window before batches show it.
+
+    Two samples of a window of w are of one chunk of c with probability c / w, and then of one shard, where a uniform
+    shuffle gives one shard the probability sum(n_i^2) / n^2 anyway: c is what keeps the first 4 % of the second.
     """
-    bits = max(2, (size - 1).bit_length())
-    low = bits // 2
-    value = _feistel(index, low, bits - low, key)
-    while value >= size:
-        value = _feistel(value, low, bits - low, key)
-    return value
-
-
-def _feistel(value: int, low: int, high: int, key: int) -> int:
-    low_mask, high_mask = (1 << low) - 1, (1 << high) - 1
-    left, right = value >> low, value & low_mask
-    for turn in range(0, _FEISTEL_ROUNDS, 2):
-        left ^= _finish(key ^ (turn << 56) ^ right) & high_mask
-        right ^= _finish(key ^ ((turn + 1) << 56) ^ left) & low_mask
-    return left << low | right
-
-
-def _finish(z: int) -> int:
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)
+    total = sum(counts)
+    return max(1, window * sum(count * count for count in counts) // max(1, _EXCESS * total * total))
 
 
 @dataclass(frozen=True)
 class _Epoch:
-    """One epoch's layout: shards in their order, where each starts, and where the windows start."""
+    """One epoch's layout of whole shards: their order, where each starts, and where the windows start."""
 
     shards: list[int]
     starts: list[int]
@@ -77,39 +98,82 @@ class _Epoch:
 
 
 class Order:
-    """Position in the endless stream -> sample number in the data set.
+    """The order of one data set.
 
     Args:
         counts: samples of each shard, in the data set's order.
         seed: of the run.
         shuffle: False gives the shards' own order, every epoch.
-        window: samples, rounded to whole shards, inside which the order is fully random.
+        window: samples, rounded to whole chunks, inside which the order is fully random.
+        chunk: neighbouring samples that share a window; 0: whole shards; None: as many as `widest_chunk` allows.
+        replacement: draw with replacement inside each window; an epoch then misses some samples and repeats others.
     """
 
-    def __init__(self, counts: Sequence[int], seed: int, shuffle: bool, window: int) -> None:
+    def __init__(
+        self,
+        counts: Sequence[int],
+        seed: int,
+        shuffle: bool,
+        window: int,
+        chunk: int | None = 0,
+        replacement: bool = False,
+    ) -> None:
         self.counts, self.seed, self.shuffle, self.window = list(counts), seed, shuffle, window
+        self.chunk = widest_chunk(counts, window) if chunk is None else chunk
+        self._again = replacement
         self._first = list(itertools.accumulate(self.counts, initial=0))
         self._epochs: dict[int, _Epoch] = {}
 
     def __len__(self) -> int:
-        """Samples of an epoch."""
         return self._first[-1]
 
     def number(self, position: int) -> int:
-        """The sample at a position >= 0; each epoch's positions give each number once."""
+        """The sample at a position >= 0; without replacement, each epoch's positions give each number once."""
         epoch, index = divmod(position, len(self))
-        if not self.shuffle:
+        if not self.shuffle and not self._again:
             return index
-        layout = self._epoch(epoch)
-        window = bisect.bisect_right(layout.windows, index) - 1
-        start, stop = layout.windows[window], layout.windows[window + 1]
-        spread = start + scatter(index - start, stop - start, mix(self.seed, WINDOW, epoch, window))
-        turn = bisect.bisect_right(layout.starts, spread) - 1
-        return self._first[layout.shards[turn]] + spread - layout.starts[turn]
+        window, start, stop = self._window(epoch, index)
+        if self._again:
+            spread = start + mix(self.seed, DRAW, epoch, index) % (stop - start)
+        else:
+            spread = start + scatter(index - start, stop - start, mix(self.seed, WINDOW, epoch, window))
+        return self._unfold(epoch, spread)
 
     def replacement(self, position: int, attempt: int) -> int:
-        """Which sample stands in for an unusable one, on the first, second, ... attempt."""
-        return mix(self.seed, REPLACE, position, attempt) % len(self)
+        """Another sample of the window, and after some attempts any sample."""
+        epoch, index = divmod(position, len(self))
+        drawn = mix(self.seed, REPLACE, position, attempt)
+        if attempt > _NEAR_ATTEMPTS:
+            return drawn % len(self)
+        _, start, stop = self._window(epoch, index)
+        return self._unfold(epoch, start + drawn % (stop - start))
+
+    def _window(self, epoch: int, index: int) -> tuple[int, int, int]:
+        """Number, first and last-but-one place of the window that holds a place of an epoch."""
+        if self.shuffle and not self.chunk:
+            windows = self._epoch(epoch).windows
+            window = bisect.bisect_right(windows, index) - 1
+            return window, windows[window], windows[window + 1]
+        step = self.chunk or 1
+        size = max(1, self.window // step) * step
+        last = max(1, len(self) // size) - 1  # a short tail joins the window before it
+        window = min(index // size, last)
+        return window, window * size, len(self) if window == last else (window + 1) * size
+
+    def _unfold(self, epoch: int, place: int) -> int:
+        """The sample at a place among an epoch's permuted chunks."""
+        if not self.shuffle:
+            return place
+        if self.chunk:
+            chunks = len(self) // self.chunk
+            turn, inside = divmod(place, self.chunk)
+            if turn < chunks:  # what is left over at the end is no chunk, and stays there
+                place = scatter(turn, chunks, mix(self.seed, CHUNKS, epoch)) * self.chunk + inside
+            # Chunks are cut at another sample each epoch, so that the same ones are not left over or kept together.
+            return (place + mix(self.seed, SHARDS, epoch)) % len(self)
+        layout = self._epoch(epoch)
+        turn = bisect.bisect_right(layout.starts, place) - 1
+        return self._first[layout.shards[turn]] + place - layout.starts[turn]
 
     def _epoch(self, epoch: int) -> _Epoch:
         if epoch not in self._epochs:
@@ -125,3 +189,62 @@ class Order:
         owner = [min(start // self.window, last) for start in starts[:-1]]
         firsts = [start for turn, start in enumerate(starts[:-1]) if turn == 0 or owner[turn] != owner[turn - 1]]
         return _Epoch(shards, starts, [*firsts, len(self)])
+
+
+class Mixture:
+    """Several data sets mixed by weight, sample by sample: every stretch of positions holds the exact shares.
+
+    Args:
+        orders: of each source; each goes through epochs of its own at its own pace.
+        weights: positive shares, in any unit.
+        seed: of the run.
+    """
+
+    def __init__(self, orders: Sequence[Order], weights: Sequence[float], seed: int) -> None:
+        self.orders, self.seed = list(orders), seed
+        self.shares = shares(weights)
+        """Turns of each source in a period of sum(shares)."""
+        self._source, self._before = _turns(self.shares)
+        self._first = list(itertools.accumulate(map(len, self.orders), initial=0))
+
+    def __len__(self) -> int:
+        """Samples of all sources: what one epoch of the run consumes, whichever sources they come from."""
+        return self._first[-1]
+
+    def number(self, position: int) -> int:
+        source, index = self._turn(position)
+        return self._first[source] + self.orders[source].number(index)
+
+    def replacement(self, position: int, attempt: int) -> int:
+        """A sample of the same source, so that the shares stay exact."""
+        source, index = self._turn(position)
+        return self._first[source] + self.orders[source].replacement(index, attempt)
+
+    def _turn(self, position: int) -> tuple[int, int]:
+        """The source of a position, and how many samples of it came before."""
+        period, at = divmod(position, len(self._source))
+        source = self._source[at]
+        return source, period * self.shares[source] + self._before[at]
+
+
+def shares(weights: Sequence[float]) -> list[int]:
+    """The smallest whole numbers in the ratio of the weights as written in decimals, or nearly so.
+
+    Where they would sum to more than 65,536 they are rounded to that sum by largest remainder, at least 1 each.
+    """
+    exact = [Fraction(str(weight)) for weight in weights]
+    whole = [fraction * math.lcm(*(f.denominator for f in exact)) for fraction in exact]
+    found = [int(fraction / math.gcd(*map(int, whole))) for fraction in whole]
+    if sum(found) <= _MAX_PERIOD:
+        return found
+    scaled = [fraction * _MAX_PERIOD / sum(exact) for fraction in exact]
+    found = [max(1, int(fraction)) for fraction in scaled]
+    for source in sorted(range(len(found)), key=lambda n: found[n] - scaled[n])[: max(0, _MAX_PERIOD - sum(found))]:
+        found[source] += 1
+    return found
+
+
+def _turns(shares: Sequence[int]) -> tuple[array[int], array[int]]:
+    """Whose turn each position of a period is, and how many turns that source has had: each source evenly spread."""
+    turns = sorted(((2 * n + 1) / (2 * share), source, n) for source, share in enumerate(shares) for n in range(share))
+    return array("H", [source for _, source, _ in turns]), array("L", [n for _, _, n in turns])

@@ -32,7 +32,8 @@ class SyntheticSource:
 
     def __init__(self, samples: int, size: tuple[int, int], first: int = 0) -> None:
         self.samples, self.size, self.first = samples, size, first
-        self.counts = [samples]
+        self.counts, self.entries = [samples], [1]
+        self.weights: list[float] = []
         self.fingerprint = f"synthetic-1-{first}-{samples}-{size[0]}x{size[1]}"
 
     def __len__(self) -> int:

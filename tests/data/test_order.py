@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
+import random
 from collections import Counter
+from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.order import Order, mix, sample_random, scatter
+from pretrain.config import Data
+from pretrain.data import order as orders
+from pretrain.data.draws import SOURCE
+from pretrain.data.order import Mixture, Order, mix, sample_random, scatter, shares, view_random, widest_chunk
+from pretrain.data.shuffle import quality
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
@@ -21,11 +29,14 @@ def test_scatter_is_a_permutation(size: int, key: int) -> None:
     counts=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any),
     seed=st.integers(-5, 2**63),
     window=st.integers(1, 200),
+    chunk=st.integers(0, 50) | st.none(),
     epoch=st.integers(0, 3),
 )
 @settings(max_examples=100, deadline=None)
-def test_every_epoch_holds_every_sample_once(counts: list[int], seed: int, window: int, epoch: int) -> None:
-    order = Order(counts, seed, True, window)
+def test_every_epoch_holds_every_sample_once(
+    counts: list[int], seed: int, window: int, chunk: int | None, epoch: int
+) -> None:
+    order = Order(counts, seed, True, window, chunk)
     size = len(order)
     assert size == sum(counts)
     assert sorted(order.number(epoch * size + index) for index in range(size)) == list(range(size))
@@ -110,3 +121,144 @@ def test_a_short_tail_joins_the_window_before_it() -> None:
     assert len(set(shards[:20])) == 2
     assert len(set(shards[20:])) == 3
     assert len(set(shards[20:40])) == 3, "the last shard is not left to itself"
+
+
+CHUNKED = [29, 31, 9, 26, 10, 22, 5, 2, 3, 8, 27, 11]
+DRAWN = [31, 29, 6, 3, 6, 29, 28, 11, 5, 11, 9, 22]
+MIXED = [9, 3, 14, 8, 5, 4, 15, 1, 6, 0, 13, 2]
+
+
+@dataclass
+class Samples:
+    """The sizes of a data set, which is all that an order needs."""
+
+    counts: list[int]
+    entries: list[int]
+    weights: list[float] = field(default_factory=list)
+
+
+def test_chunked_order_never_changes_between_versions() -> None:
+    order = Order([10, 10, 10, 10], 0, True, 20, 5)
+    assert [order.number(p) for p in range(12)] == CHUNKED
+    again = Order([10, 10, 10, 10], 0, True, 20, 5, replacement=True)
+    assert [again.number(p) for p in range(12)] == DRAWN
+    both = Mixture([Order([10], mix(0, SOURCE, 0), True, 20), Order([6], mix(0, SOURCE, 1), True, 20)], [3, 1], 0)
+    assert [both.number(p) for p in range(12)] == MIXED
+
+
+def test_chunks_share_a_window() -> None:
+    order = Order([1000] * 10, 3, True, 1000, 20)
+    first = sorted(order.number(p) for p in range(1000))
+    runs = Counter(number - turn for turn, number in enumerate(first))
+    assert len(runs) > 25, "chunks come from all over the data set"
+    assert min(count % 20 for count in runs.values()) == 0
+    assert {number // 1000 for number in first} == set(range(10))
+
+
+@pytest.mark.parametrize("shards", [2, 10, 50, 300, 1243, 5000])
+def test_default_window_is_as_good_as_a_uniform_shuffle(shards: int) -> None:
+    """Same-shard pairs of a batch, at the default window, within 5 % of a uniform shuffle of the whole data set."""
+    data = Samples([10_000] * shards, [shards])
+    order = orders.of(data, 1, Data(source="synthetic"))
+    assert isinstance(order, Order)
+    chance = ((order.chunk or 1) - 1) / 50_000 + 1 / shards  # of one chunk, or of one shard anyway
+    assert chance < 1.05 / shards or len(order) <= 50_000
+    found = quality(order, data, 4096)
+    expected = 2 / (found.uniform * 4 * 4096 * 4095)  # relative variance of a count of that many pairs
+    assert abs(found.same_shard / found.uniform - 1) < 0.05 + 4 * expected**0.5
+
+
+def test_quality_tells_a_bad_shuffle() -> None:
+    data = Samples([10_000] * 100, [100])
+    whole, none = (Order(data.counts, 1, shuffle, 50_000, 0) for shuffle in (True, False))
+    assert 15 < quality(whole, data, 4096).same_shard / 0.01 < 25, "five shards at a time"
+    assert quality(none, data, 4096).same_shard > 0.9
+    assert "20." in str(quality(whole, data, 4096)) or "19." in str(quality(whole, data, 4096))
+
+
+def test_unequal_shards_allow_wider_chunks() -> None:
+    assert widest_chunk([10_000] * 100, 50_000) == 20
+    assert widest_chunk([10_000] * 100_000, 50_000) == 1
+    assert widest_chunk([1_000_000, 10], 50_000) == 1999
+    assert widest_chunk([], 5) == 1
+
+
+@given(weights=st.lists(st.integers(1, 999).map(lambda n: n / 100), min_size=1, max_size=8))
+@settings(max_examples=50, deadline=None)
+def test_every_stretch_holds_the_exact_shares(weights: list[float]) -> None:
+    mixture = Mixture([Order([50], n, True, 10) for n in range(len(weights))], weights, 0)
+    period, had = sum(mixture.shares), [0] * len(weights)
+    positions = range(min(period, 3000))
+    for position in positions:
+        had[mixture.number(position) // 50] += 1
+        for source, count in enumerate(had):
+            assert abs(count - (position + 1) * mixture.shares[source] / period) < 2, (
+                "from the start, so in any stretch"
+            )
+    for source, share in enumerate(mixture.shares):
+        assert share / period == pytest.approx(weights[source] / sum(weights), abs=1e-4)
+
+
+def test_shares_are_as_written() -> None:
+    assert shares([0.7, 0.3]) == [7, 3]
+    assert shares([1.0, 1.0, 2.0]) == [1, 1, 2]
+    assert shares([0.5]) == [1]
+    found = shares([0.123456789, 0.87, 1e-9])
+    assert sum(found) == 1 << 16 or sum(found) == (1 << 16) + 1
+    assert found[2] == 1, "no source is lost by rounding"
+
+
+def test_sources_go_through_epochs_of_their_own() -> None:
+    data = Samples([30, 10, 25], [2, 1], [2.0, 1.0])
+    order = orders.of(data, 4, Data(source="synthetic", shuffle_window=8))
+    assert len(order) == 65
+    numbers = [order.number(p) for p in range(120)]
+    first, second = [n for n in numbers if n < 40], [n for n in numbers if n >= 40]
+    assert (len(first), len(second)) == (80, 40)
+    assert sorted(first[:40]) == sorted(first[40:]) == list(range(40))
+    assert first[:40] != first[40:]
+    assert sorted(second[:25]) == list(range(40, 65))
+    for position, number in enumerate(numbers):
+        stands_in = {order.replacement(position, attempt) >= 40 for attempt in range(1, 17)}
+        assert stands_in == {number >= 40}, "of the same source"
+
+
+def test_with_replacement_stays_in_the_window() -> None:
+    order = Order([100] * 20, 0, True, 500, 0, replacement=True)
+    for start in range(0, 2000, 500):
+        window = [order.number(p) for p in range(start, start + 500)]
+        assert len({number // 100 for number in window}) == 5
+        assert 290 < len(set(window)) < 340, "about 1 - 1/e of the window's samples"
+    unshuffled = Order([1000], 0, False, 100, 0, replacement=True)
+    assert {unshuffled.number(p) // 100 for p in range(100)} == {0}
+
+
+def test_replacements_come_from_the_window_first() -> None:
+    order = Order([100] * 50, 0, True, 500, 0)
+    window = {order.number(p) // 100 for p in range(500)}
+    near = {order.replacement(p, attempt) // 100 for p in range(100) for attempt in range(1, 9)}
+    far = {order.replacement(p, attempt) // 100 for p in range(100) for attempt in range(9, 17)}
+    assert near <= window
+    assert len(far) > 40, "a window of nothing but bad samples does not stop a run"
+
+
+def test_a_billion_samples_of_three_sources() -> None:
+    data = Samples([10_000] * 100_000, [60_000, 30_000, 10_000], [0.5, 0.3, 0.2])
+    order = orders.of(data, 0, Data(source="synthetic"))
+    far = [order.number(5 * 10**9 + p) for p in range(1000)]
+    assert Counter(bool(n >= 6 * 10**8) + bool(n >= 9 * 10**8) for n in far) == {0: 500, 1: 300, 2: 200}
+    assert len(set(far)) == 1000
+
+
+def test_views_have_randomness_of_their_own() -> None:
+    draws = [view_random(1, 2, 0, view).random() for view in range(3)] + [sample_random(1, 2).random()]
+    assert len(set(draws)) == 4
+    assert view_random(1, 2, 0, 1).random() == draws[1]
+
+
+def test_period_of_many_sources_is_bounded() -> None:
+    weights = [random.Random(n).random() for n in range(40)]
+    found = shares(weights)
+    assert sum(found) <= (1 << 16) + 40
+    assert all(abs(a / sum(found) - w / sum(weights)) < 1e-4 for a, w in zip(found, weights, strict=True))
+    assert list(itertools.accumulate(found))[-1] == sum(found)
