@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from pretrain.data import edits
+
 if TYPE_CHECKING:
     from pretrain.config import Checkpoint, Data, Loss, Model, Optim, Run, Train
 
@@ -63,6 +65,7 @@ def data(data: Data) -> Rules:
         ),
         (not 0 <= data.max_bad <= 1, f"data.max_bad {data.max_bad} is a share: give a number between 0 and 1"),
         *data_numbers(data),
+        *((True, problem) for problem in edits.problems(data.text_edits)),
         (data.synthetic_samples < 1, f"data.synthetic_samples {data.synthetic_samples} must be at least 1"),
     ]
 
