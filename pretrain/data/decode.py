@@ -1,15 +1,24 @@
-"""Bytes of an image file -> RGB pixels, by Pillow, with what can go wrong turned into a reason."""
+"""Bytes of an image file -> RGB pixels, with what can go wrong turned into a reason.
+
+Pillow decides what an image is and whether it is usable; simplejpeg only unpacks plain JPEGs faster.
+"""
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import simplejpeg
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 1 << 26
-"""Larger images (8192 x 8192) are refused after their header, before anything is unpacked."""
+"""Larger images (8192 x 8192) are refused after their header, before anything is unpacked; also JPEGs that scaled
+decoding would make cheap, so that no option changes which samples are used."""
+MAX_SCANS = 500
+"""A progressive JPEG has about ten, and each costs a pass over all of its pixels however few bytes it takes."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
@@ -24,17 +33,63 @@ def decode(data: bytes) -> Image.Image:
     first frame is taken.
 
     Raises:
-        BadSample: no image of a known format, damaged, cut short, or of more than MAX_PIXELS.
+        BadSample: no image of a known format, damaged, cut short, or of more than MAX_PIXELS or MAX_SCANS.
     """
+    with _reasons():
+        image = _open(data)
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+class Encoded:
+    """An image file of which only the header has been read; its pixels come as they are stored, not turned upright.
+
+    Raises:
+        BadSample: from here and from both ways to the pixels, as `decode` says.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        with _reasons():
+            self._image = _open(data)
+            self.turn = _orientation(self._image)
+            """EXIF orientation, 1 to 8."""
+        self.size = self._image.size
+        """(width, height) as stored."""
+        self.plain_jpeg = self._image.format in ("JPEG", "MPO") and self._image.mode in ("L", "RGB")
+
+    def image(self) -> Image.Image:
+        """All of it, RGB, by Pillow."""
+        with _reasons():
+            self._image.load()
+            return to_rgb(self._image)
+
+    def scaled(self, eighths: int) -> np.ndarray | None:
+        """A plain JPEG at a fraction of its size, for which libjpeg-turbo inverts only the lower frequencies.
+
+        Pixel i covers pixels [8 i / eighths, 8 (i + 1) / eighths) of the original; the last one may reach past its end.
+
+        Args:
+            eighths: of the width and height, 1, 2, 4 or 8.
+
+        Returns:
+            [ceil(height * eighths / 8), ceil(width * eighths / 8), 3] uint8; None: simplejpeg sees something wrong,
+            and Pillow shall decide.
+        """
+        width, height = (-(-side * eighths // 8) for side in self.size)
+        try:
+            found = simplejpeg.decode_jpeg(self._data, "RGB", min_height=height, min_width=width)
+        except ValueError:
+            return None
+        return found if found.shape == (height, width, 3) else None
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of what is handled here, once per worker process
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadSample(f"the image has {width} x {height} pixels, the limit is {MAX_PIXELS}")
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            yield
         except (BadSample, MemoryError):
             raise
         except UnidentifiedImageError:  # its own text holds a memory address, and reasons must be the same everywhere
@@ -43,6 +98,26 @@ def decode(data: bytes) -> Image.Image:
             raise BadSample(
                 f"the image does not decode: {type(error).__name__}: {' '.join(str(error).split())}"
             ) from None
+
+
+def _open(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadSample(f"the image has {width} x {height} pixels, the limit is {MAX_PIXELS}")
+    if image.info.get("progressive"):
+        scans = data.count(b"\xff\xda")  # inside a scan's data a zero follows each 255
+        if scans > MAX_SCANS:
+            raise BadSample(f"the image has {scans} scans, the limit is {MAX_SCANS}")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """What `ImageOps.exif_transpose` goes by."""
+    if not image.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"} and image.format != "TIFF":
+        return 1
+    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return found if found in range(1, 9) else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,12 +1,10 @@
 """RGB images -> the pixels a tower takes: uint8 on the way to the device, normalised there.
 
-Evaluation equals open_clip's `image_transform` bit for bit. The training crop is the field's random resized crop
-(Szegedy et al. 2015, arXiv:1409.4842, section 6), drawn from the sample's own randomness.
+Evaluation equals open_clip's `image_transform` bit for bit. pixels.py makes the pixels of training.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
 
@@ -16,12 +14,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pretrain.config import Data
+from pretrain.data.boxes import Size, random_box
 from pretrain.kernels.normalize_images import normalize_images
-
-Size = tuple[int, int]
-Box = tuple[int, int, int, int]
-"""left, top, right, bottom, in pixels."""
-_CROP_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ def train_image(image: Image.Image, spec: ImageSpec, data: Data, rng: random.Ran
         [3, H, W] uint8.
     """
     box = random_box(image.size, data.crop_scale, data.crop_ratio, rng)
-    image = _resize(image.crop(box), spec.size, spec.filter)
+    image = resize(image.crop(box), spec.size, spec.filter)
     if data.flip and rng.random() < 0.5:
         image = ImageOps.mirror(image)
     return _channels_first(image)
@@ -72,7 +66,7 @@ def eval_image(image: Image.Image, spec: ImageSpec) -> np.ndarray:
         ValueError: unknown spec.resize_mode.
     """
     if spec.resize_mode == "squash":
-        return _channels_first(_resize(image, spec.size, spec.filter))
+        return _channels_first(resize(image, spec.size, spec.filter))
     if spec.resize_mode == "longest":
         return _channels_first(
             _center(_keep_ratio(image, spec.size, spec.filter, longest=True), spec.size, spec.fill_color)
@@ -80,7 +74,7 @@ def eval_image(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     if spec.resize_mode != "shortest":
         raise ValueError(f"resize_mode {spec.resize_mode!r} must be shortest, longest or squash")
     if spec.size[0] == spec.size[1]:
-        image = _resize(image, _shortest_to(image, spec.size[0]), spec.filter)
+        image = resize(image, _shortest_to(image, spec.size[0]), spec.filter)
     else:  # open_clip's branch for other shapes is bicubic whatever the spec says
         image = _keep_ratio(image, spec.size, Image.Resampling.BICUBIC, longest=False)
     return _channels_first(_center(image, spec.size, 0))
@@ -104,29 +98,8 @@ def normalize(images: Tensor, spec: ImageSpec, dtype: torch.dtype = torch.float3
     return normalize_images(images, spec.mean, spec.std, dtype=dtype, memory_format=memory_format)
 
 
-def random_box(size: Size, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random) -> Box:
-    """A box of a random share of the area and a random shape inside an image.
-
-    Args:
-        size: (width, height) of the image.
-        scale: range of the share of the area, uniform.
-        ratio: range of width / height, uniform in its logarithm.
-    """
-    width, height = size
-    for _ in range(_CROP_ATTEMPTS):
-        area = width * height * _uniform(rng, *scale)
-        shape = math.exp(_uniform(rng, math.log(ratio[0]), math.log(ratio[1])))
-        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.random() * (width - w + 1)), int(rng.random() * (height - h + 1))
-            return left, top, left + w, top + h
-    shape = min(max(width / height, ratio[0]), ratio[1])  # the largest centred box of an allowed shape
-    w, h = max(1, min(width, round(height * shape))), max(1, min(height, round(width / shape)))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
-
-
-def _resize(image: Image.Image, size: Size, resample: Image.Resampling) -> Image.Image:
+def resize(image: Image.Image, size: Size, resample: Image.Resampling) -> Image.Image:
+    """By Pillow to (height, width); an image that has it already is left alone."""
     height, width = size
     return image if image.size == (width, height) else image.resize((width, height), resample)
 
@@ -141,7 +114,7 @@ def _shortest_to(image: Image.Image, length: int) -> Size:
 def _keep_ratio(image: Image.Image, size: Size, resample: Image.Resampling, longest: bool) -> Image.Image:
     ratios = image.height / size[0], image.width / size[1]
     ratio = max(ratios) if longest else min(ratios)
-    return _resize(image, (round(image.height / ratio), round(image.width / ratio)), resample)
+    return resize(image, (round(image.height / ratio), round(image.width / ratio)), resample)
 
 
 def _center(image: Image.Image, size: Size, fill: int) -> Image.Image:
@@ -157,7 +130,3 @@ def _center(image: Image.Image, size: Size, fill: int) -> Image.Image:
 
 def _channels_first(image: Image.Image) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-
-
-def _uniform(rng: random.Random, low: float, high: float) -> float:
-    return low + (high - low) * rng.random()
