@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from pretrain.config import Data
 from pretrain.data.decode import BadSample, decode
 from pretrain.data.patterns import expand
 from pretrain.data.reader import RawSample, ShardSource, Source
 from pretrain.data.rows import Tokenize
+from pretrain.data.slab import Column, Columns
+from pretrain.data.stages import Stages
+from pretrain.data.stream import Take, stream
 from pretrain.data.synthetic import SyntheticSource
 from pretrain.data.transforms import ImageSpec, eval_image
-from pretrain.data.workers import worker_loader
 from pretrain.errors import UserError
 from pretrain.world import World
 
@@ -39,14 +40,25 @@ class EvalBatch(NamedTuple):
     """b names, `shard/key`."""
 
 
+class EvalPart(NamedTuple):
+    """What comes of some held-out samples beside their pixels."""
+
+    texts: np.ndarray
+    """[T, L] int64."""
+    captions: list[list[str]]
+    labels: list[int | None]
+    numbers: list[int]
+    keys: list[str]
+
+
 class EvalLoader:
     """Iterable any number of times."""
 
-    def __init__(self, parts: EvalParts, data: Data, world: World, batch_size: int) -> None:
-        self.samples = len(parts.source)
+    def __init__(self, rows: EvalRows, data: Data, world: World, batch_size: int) -> None:
+        self.samples = len(rows.source)
         """Of all ranks together."""
-        self.fingerprint = parts.source.fingerprint
-        self._parts, self._data, self._device = parts, data, world.device
+        self.fingerprint = rows.source.fingerprint
+        self._rows, self._data, self._world = rows, data, world
         start, stop = (self.samples * rank // world.size for rank in (world.rank, world.rank + 1))
         self._pieces = [range(at, min(at + batch_size, stop)) for at in range(start, stop, batch_size)]
 
@@ -55,11 +67,21 @@ class EvalLoader:
         return len(self._pieces)
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        for batch in worker_loader(self._parts, self._pieces, self._data, self._device):
-            if isinstance(batch, UserError):
-                raise batch
-            images = batch.images.to(self._device, non_blocking=True)
-            yield batch._replace(images=images, texts=batch.texts.to(self._device, non_blocking=True))
+        device = self._world.device
+        made = stream(self._rows, self._pieces, self._data, device, self._world.rank)
+        try:
+            for batch in made:
+                texts = torch.from_numpy(np.concatenate([part.texts for part in batch.notes]))
+                yield EvalBatch(
+                    images=batch.columns["images"],
+                    texts=texts.to(device, non_blocking=True),
+                    captions=[texts for part in batch.notes for texts in part.captions],
+                    labels=[label for part in batch.notes for label in part.labels],
+                    numbers=[number for part in batch.notes for number in part.numbers],
+                    keys=tuple(key for part in batch.notes for key in part.keys),
+                )
+        finally:
+            made.close()
 
 
 def eval_loader(data: Data, world: World, spec: ImageSpec, tokenize: Tokenize, batch_size: int) -> EvalLoader:
@@ -74,35 +96,42 @@ def eval_loader(data: Data, world: World, spec: ImageSpec, tokenize: Tokenize, b
     """
     if batch_size < 1:
         raise UserError(f"batch_size {batch_size} must be at least 1")
-    return EvalLoader(EvalParts(_source(data, world, spec), spec, tokenize), data, world, batch_size)
+    return EvalLoader(EvalRows(_source(data, world, spec), spec, tokenize), data, world, batch_size)
 
 
-class EvalParts(Dataset["EvalBatch | UserError"]):
-    """Ranges of sample numbers -> batches on the CPU; a user's mistake comes back as a value, as in training."""
+class EvalRows:
+    """Sample numbers -> rows of images [3, H, W] uint8, always at full quality, and what belongs to them."""
 
     def __init__(self, source: Source, spec: ImageSpec, tokenize: Tokenize) -> None:
         self.source, self.spec, self.tokenize = source, spec, tokenize
+        self.layout = {"images": Column((3, *spec.size), torch.uint8)}
 
-    def __getitem__(self, numbers: range) -> EvalBatch | UserError:
-        try:
-            rows = [self._row(number) for number in numbers]
-        except UserError as error:
-            return error
-        samples = [sample for _, sample in rows]
+    def number(self, place: int) -> int:
+        return place
+
+    def read(self, number: int) -> RawSample:
+        return self.source.sample(number)
+
+    def make(self, places: Sequence[int], out: Columns, take: Take, stages: Stages) -> EvalPart:
+        samples = [self._sample(place, out["images"][row], take, stages) for row, place in enumerate(places)]
         texts = [text for sample in samples for text in sample.captions]
-        return EvalBatch(
-            images=torch.from_numpy(np.stack([image for image, _ in rows])),
-            texts=self.tokenize(texts) if texts else self.tokenize([""])[:0],
+        with stages.at("text"):
+            tokens = self.tokenize(texts) if texts else self.tokenize([""])[:0]
+        return EvalPart(
+            texts=tokens.numpy(),
             captions=[sample.captions for sample in samples],
             labels=[_label(sample) for sample in samples],
-            numbers=list(numbers),
-            keys=tuple(sample.key for sample in samples),
+            numbers=list(places),
+            keys=[sample.key for sample in samples],
         )
 
-    def _row(self, number: int) -> tuple[np.ndarray, RawSample]:
+    def _sample(self, number: int, image: Tensor, take: Take, stages: Stages) -> RawSample:
         try:
-            sample = self.source.sample(number)
-            return eval_image(decode(sample.image_bytes), self.spec), sample
+            with stages.at("read", number):
+                sample = take(number, number)
+            with stages.at("decode", number):
+                image.copy_(torch.from_numpy(eval_image(decode(sample.image_bytes), self.spec)))
+            return sample
         except BadSample as bad:
             raise UserError(f"data.eval: {self.source.key(number)} cannot be used ({bad}); take it out") from None
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from pretrain.config import Data, Run
+from pretrain.data import order
 from pretrain.data.digest import batch_digest, combine, row_digests
 from pretrain.data.evaluation import EvalBatch, EvalLoader, eval_loader
-from pretrain.data.order import Order
+from pretrain.data.landing import Wanted
 from pretrain.data.patterns import expand
 from pretrain.data.reader import ShardSource, Source
-from pretrain.data.rows import Part, Tokenize, TrainParts
+from pretrain.data.rows import Part, Tokenize, TrainRows
+from pretrain.data.slab import Columns
+from pretrain.data.stages import Work
+from pretrain.data.stream import Made, stream
 from pretrain.data.synthetic import SyntheticSource
 from pretrain.data.transforms import ImageSpec
-from pretrain.data.workers import worker_loader
 from pretrain.errors import UserError
 from pretrain.values import Batch, Skip
 from pretrain.world import World
@@ -52,14 +53,16 @@ def train_loader(
     start_sample: int,
     stop_sample: int,
     source: Source | None = None,
+    wanted: Wanted | None = None,
 ) -> Loader:
     """This rank's part of the global batches that lie between two positions of the run's sample stream.
 
     Args:
         tokenize: texts to [B, L] int64; if it has `truncated(texts, tokens)`, cut captions are counted.
-        start_sample: samples that the run has consumed.
+        start_sample: samples that the run has consumed. It is fixed here: there is no state to load later.
         stop_sample: samples at which it ends; a last piece smaller than a global batch is left out.
         source: from `train_source`, where the caller has needed its length before.
+        wanted: columns beside the pair, for `Batch.extra`.
 
     Raises:
         UserError: data.train names nothing, a shard is no good tar, or the batch does not divide over the ranks.
@@ -67,34 +70,31 @@ def train_loader(
     if run.train.global_batch % world.size:
         raise UserError(f"train.global_batch {run.train.global_batch} is not a multiple of {world.size} ranks")
     source = source or train_source(run.data, world, spec)
-    order = Order(source.counts, run.seed, run.data.shuffle, run.data.shuffle_window)
-    parts = TrainParts(source, order, run.data, spec, tokenize)
-    return Loader(parts, run, world, start_sample, stop_sample)
+    if not hasattr(source, "weights"):
+        source.entries, source.weights = [len(source.counts)], []  # type: ignore[misc]
+    samples = order.of(source, run.seed, run.data)
+    rows = TrainRows(source, samples, run.data, spec, tokenize, wanted or Wanted.of(()))
+    return Loader(rows, run, world, start_sample, stop_sample)
 
 
 class Loader:
-    """Iterates over this rank's `Batch`es, once. A context manager: leaving it ends the workers.
+    """Iterates over this rank's `Batch`es, once. A context manager: leaving it ends the workers."""
 
-    All workers build parts of the same batch, so that the first one comes soon and `data.prefetch` batches are ready,
-    not one set for each worker.
-    """
-
-    def __init__(self, parts: TrainParts, run: Run, world: World, start: int, stop: int) -> None:
-        self.samples_per_epoch, self.fingerprint = len(parts.source), parts.source.fingerprint
+    def __init__(self, rows: TrainRows, run: Run, world: World, start: int, stop: int) -> None:
+        self.samples_per_epoch, self.fingerprint = len(rows.source), rows.source.fingerprint
+        self.workers = run.data.workers
         self.wait_s = 0.0
         """Seconds that the consumer has waited for rows, in all."""
-        self.truncated = 0
-        """Captions of this rank that did not fit the context length, in all."""
+        self.work = Work()
+        """What the batches handed out so far have cost this rank's workers, and the captions cut in them."""
         self._device, self._bad = world.device, BadRate(run.data.max_bad)
         batch = run.train.global_batch
-        self._share = batch // world.size
-        self._starts = range(start, stop - batch + 1, batch)
-        self._parts = _Positions(self._starts, world.rank * self._share, self._share, max(1, run.data.workers))
-        self._batches = self._iterate(worker_loader(parts, self._parts, run.data, world.device))
+        self._shares = _Shares(range(start, stop - batch + 1, batch), world.rank, batch // world.size)
+        self._batches = self._iterate(stream(rows, self._shares, run.data, world.device, world.rank))
 
     def __len__(self) -> int:
         """Batches of the whole iteration."""
-        return len(self._starts)
+        return len(self._shares)
 
     def __iter__(self) -> Iterator[Batch]:
         return self._batches
@@ -111,57 +111,41 @@ class Loader:
         """End the workers. Iteration is over."""
         self._batches.close()
 
-    def _iterate(self, parts: DataLoader[Any]) -> Generator[Batch, None, None]:
-        batches = self._assemble(parts)
+    def _iterate(self, made: Generator[Made[Part], None, None]) -> Generator[Batch, None, None]:
+        batches = _one_ahead(made, self._device) if self._device.type == "cuda" else made
         try:
-            yield from _one_ahead(batches, self._device) if self._device.type == "cuda" else batches
+            while True:
+                since = time.perf_counter()
+                found = next(batches, None)
+                self.wait_s += time.perf_counter() - since
+                if found is None:
+                    return
+                batch = _batch(found)
+                self.work.add(found.work)
+                self.work.samples += len(batch)
+                self.work.truncated += sum(part.truncated for part in found.notes)
+                self._bad.add(len(batch), batch.skips)
+                yield batch
         finally:
-            batches.close()
-
-    def _assemble(self, loader: DataLoader[Any]) -> Generator[Batch, None, None]:
-        parts = iter(loader)
-        try:
-            for _ in self._starts:
-                batch = [self._next(parts) for _ in range(self._parts.per_batch)]
-                yield _join(batch, self._device)
-        finally:
-            _end_workers(parts)
-
-    def _next(self, parts: Iterator[Part | UserError]) -> Part:
-        since = time.perf_counter()
-        part = next(parts)
-        self.wait_s += time.perf_counter() - since
-        if isinstance(part, UserError):
-            raise part
-        self.truncated += part.truncated
-        self._bad.add(len(part.ids), part.skips)
-        return part
+            made.close()
 
 
-def _end_workers(parts: Iterator[Any]) -> None:
-    """At once, not when `parts` is collected: an error's traceback would keep it, and with it workers that heed no
-    signal, for which the interpreter waits at its exit."""
-    end = getattr(parts, "_shutdown_workers", None)
-    if end is not None:
-        end()
+class _Shares(Sequence[range]):
+    """This rank's positions of each global batch."""
 
-
-class _Positions:
-    """Ranges of stream positions, a worker's task each, in the order in which they are asked for."""
-
-    def __init__(self, starts: range, first: int, rows: int, pieces: int) -> None:
-        self._starts, self._first, self._rows = starts, first, rows
-        self._size = -(-rows // pieces)
-        self.per_batch = -(-rows // self._size)
+    def __init__(self, starts: range, rank: int, rows: int) -> None:
+        self._starts, self._first, self._rows = starts, rank * rows, rows
 
     def __len__(self) -> int:
-        return len(self._starts) * self.per_batch
+        return len(self._starts)
 
-    def __iter__(self) -> Iterator[range]:
-        for start in self._starts:
-            mine = range(start + self._first, start + self._first + self._rows)
-            for at in range(0, self._rows, self._size):
-                yield mine[at : at + self._size]
+    def __getitem__(self, batch: int) -> range:  # type: ignore[override]
+        start = self._starts[batch] + self._first
+        return range(start, start + self._rows)
+
+
+_NUMBERS = re.compile(r"\d+")
+"""Reasons that differ in numbers alone (sizes, offsets) count as one."""
 
 
 class BadRate:
@@ -171,42 +155,53 @@ class BadRate:
         UserError: from `add`: at least 10, and more than `max_bad`, of the last 10,000 samples.
     """
 
-    window, least = 10_000, 10
+    window, least, told = 10_000, 10, 3
 
     def __init__(self, max_bad: float) -> None:
         self._max_bad, self._seen = max_bad, 0
-        self._bad = deque[int]()
+        self._bad = deque[tuple[int, Skip]]()
 
     def add(self, samples: int, skips: Sequence[Skip]) -> None:
         """Count `samples` more, for which `skips` were passed over."""
         self._seen += samples
-        self._bad.extend([self._seen] * len(skips))
-        while self._bad and self._bad[0] <= self._seen - self.window:
+        self._bad.extend((self._seen, skip) for skip in skips)
+        while self._bad and self._bad[0][0] <= self._seen - self.window:
             self._bad.popleft()
         if len(self._bad) >= self.least and len(self._bad) > self._max_bad * self.window:
-            last = skips[-1]
             raise UserError(
-                f"data.max_bad {self._max_bad}: {len(self._bad)} of the last {self.window} samples could not be used "
-                f"(the last: {last.shard}/{last.key}: {last.reason}); repair the shards or raise it"
+                f"data.max_bad {self._max_bad}: {len(self._bad)} of the last {self.window} samples could not be used; "
+                f"{self._summary()}; repair the shards or raise it"
             )
 
+    def _summary(self) -> str:
+        last = self._bad[-1][1]
+        example: dict[str, str] = {}
+        for _, skip in self._bad:
+            example.setdefault(_NUMBERS.sub("#", skip.reason), skip.reason)
+        shards = self._most(skip.shard for _, skip in self._bad)
+        reasons = self._most(example[_NUMBERS.sub("#", skip.reason)] for _, skip in self._bad)
+        return f"by shard: {shards}; by reason: {reasons}; the last: {last.shard}/{last.key}"
 
-def _join(parts: list[Part], device: torch.device) -> Batch:
-    """One batch on the device; the parts are copied before they are joined, because pinned memory is copied faster."""
-
-    def joined(tensors: list[Tensor]) -> Tensor:
-        return torch.cat([tensor.to(device, non_blocking=True) for tensor in tensors])
-
-    images, texts, ids = ([getattr(part, name) for part in parts] for name in ("images", "texts", "ids"))
-    keys = tuple(key for part in parts for key in part.keys)
-    return Batch(joined(images), joined(texts), joined(ids), keys, tuple(skip for part in parts for skip in part.skips))
+    def _most(self, names: Iterator[str]) -> str:
+        """The most frequent names with their counts, equal counts in the order of the names."""
+        counts = sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))
+        rest = len(counts) - self.told
+        listed = ", ".join(f"{name} ({count})" for name, count in counts[: self.told])
+        return f"{listed} and {rest} more" if rest > 0 else listed
 
 
-def _one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def _batch(made: Made[Part]) -> Batch:
+    columns: Columns = dict(made.columns)
+    images, texts, ids = (columns.pop(name) for name in ("images", "texts", "ids"))
+    keys = tuple(key for part in made.notes for key in part.keys)
+    return Batch(images, texts, ids, keys, tuple(skip for part in made.notes for skip in part.skips), columns)
+
+
+def _one_ahead(batches: Iterator[Made[Part]], device: torch.device) -> Iterator[Made[Part]]:
     """The same batches, the next one always being copied on a stream of its own while this one is computed on."""
     side: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def load() -> Batch | None:
+    def load() -> Made[Part] | None:
         with torch.cuda.stream(side):
             return next(batches, None)
 
@@ -214,7 +209,7 @@ def _one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch
     while ready is not None:
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(side)
-        for tensor in ready.tensors().values():
+        for tensor in ready.columns.values():
             tensor.record_stream(computing)
         batch, ready = ready, load()
         yield batch

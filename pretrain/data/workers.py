@@ -1,43 +1,231 @@
-"""torch's DataLoader, set up the way every loader here needs it."""
+"""Forked processes that do numbered tasks, and what becomes of them when one fails, dies or is silent.
+
+Each worker has a pipe of its own, so that one killed at any moment holds no lock that another needs, and its death is
+the end of its pipe. A worker whose parent is gone meets the same end, and leaves nothing behind.
+"""
 
 from __future__ import annotations
 
+import logging
+import mmap
+import os
+import queue
 import signal
-from collections.abc import Iterable
-from typing import Any
+import struct
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from pretrain.config import Data
+from pretrain.data.stages import NAMES, STAGES
+from pretrain.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _LEFT_TO_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_NOTE = struct.Struct("qq")
+_PARENT_CHECK_S = 5.0
+_END_S = 2.0
+"""Seconds that workers get to end by themselves."""
+
+Task = Callable[[int], Any]
+Note = Callable[[int, int], None]
 
 
-def worker_loader(dataset: Dataset[Any], indices: Iterable[Any], data: Data, device: torch.device) -> DataLoader[Any]:
-    """dataset[index] for each index, in order, computed in `data.workers` processes.
+class Job(Protocol):
+    """What workers do."""
 
-    A worker that dies (out of memory, mostly) is a RuntimeError in the consumer within seconds.
+    def start(self, worker: int, workers: int, note: Note) -> Task:
+        """Called once in a worker: what does task t there, for t = worker, worker + workers, ...
+
+        What a task returns travels through a pipe: small, and no tensors.
+
+        Args:
+            note: tells the parent (stage, place) that the worker is at.
+        """
+        ...
+
+
+class WorkerDied(RuntimeError):  # noqa: N818 - what happened, not a kind of mistake
+    """A worker process ended by itself; the text says which, how, and what helps."""
+
+
+@dataclass
+class _Worker:
+    number: int
+    pid: int
+    pipe: Connection[Any, Any]
+
+
+class Workers:
+    """`count` processes, forked here; task t is done by worker t % count.
+
+    Args:
+        rank: for messages.
+        heartbeat_s: how often a wait for a silent worker is told in the log.
     """
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=indices,
-        num_workers=data.workers,
-        prefetch_factor=data.prefetch if data.workers else None,
-        collate_fn=_as_it_is,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_ignore_signals,
-        # The seed that a DataLoader draws at its start must not come from the stream of the towers' dropout.
-        generator=torch.Generator(),
-    )
+
+    def __init__(self, job: Job, count: int, rank: int, heartbeat_s: float = 60.0) -> None:
+        self._rank, self._heartbeat_s = rank, heartbeat_s
+        self._board = mmap.mmap(-1, count * _NOTE.size)
+        self._workers: list[_Worker] = []
+        try:
+            for number in range(count):
+                self._workers.append(self._fork(job, number, count))
+        except OSError as error:
+            self.close()
+            raise UserError(f"data.workers {count}: a process cannot be started ({error}); lower it") from error
+
+    @property
+    def pids(self) -> list[int]:
+        return [worker.pid for worker in self._workers]
+
+    def allow(self, task: int) -> None:
+        """Let a task begin; tasks of a worker are allowed, and their results taken, in order."""
+        worker = self._of(task)
+        try:
+            worker.pipe.send(task)
+        except OSError:
+            raise self._died(worker) from None
+
+    def result(self, task: int) -> Any:
+        """What the task returned, waited for.
+
+        Raises:
+            UserError, OSError: the task raised it.
+            RuntimeError: it raised anything else; the text holds the worker's traceback.
+            WorkerDied: the worker was killed, or left.
+        """
+        worker, since = self._of(task), time.monotonic()
+        try:
+            while not worker.pipe.poll(self._heartbeat_s):
+                log.warning("%s", self._silence(worker, time.monotonic() - since))
+            done, outcome = worker.pipe.recv()
+        except (EOFError, OSError):
+            raise self._died(worker) from None
+        assert done == task, f"task {task} was asked for, {done} came"
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def close(self) -> None:
+        """End the workers: asked first, then killed; on return there are none."""
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.pipe.close()
+        for worker in workers:
+            if _ended(worker.pid, _END_S) is None:
+                os.kill(worker.pid, signal.SIGKILL)
+                os.waitpid(worker.pid, 0)
+
+    def _fork(self, job: Job, number: int, count: int) -> _Worker:
+        ours, theirs = Pipe()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            theirs.close()
+            return _Worker(number, pid, ours)
+        code = 1
+        try:
+            # Only then does a worker's end close its pipe: no sibling may hold the other end.
+            for pipe in (ours, *(worker.pipe for worker in self._workers)):
+                pipe.close()
+            _serve(job, number, count, theirs, parent, self._note(number))
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)  # what the parent has left to do at its exit is not the child's to do
+
+    def _note(self, number: int) -> Note:
+        return lambda stage, place: _NOTE.pack_into(self._board, number * _NOTE.size, stage, place)
+
+    def _of(self, task: int) -> _Worker:
+        return self._workers[task % len(self._workers)]
+
+    def _silence(self, worker: _Worker, seconds: float) -> str:
+        stage, place = _NOTE.unpack_from(self._board, worker.number * _NOTE.size)
+        doing = f"{NAMES[STAGES[stage]]}, place {place} of the sample order" if place >= 0 else NAMES[STAGES[stage]]
+        return f"data: {seconds:.0f} s without a batch: {self._named(worker)} is at {doing}"
+
+    def _named(self, worker: _Worker) -> str:
+        return f"worker {worker.number} of rank {self._rank} (pid {worker.pid})"
+
+    def _died(self, worker: _Worker) -> WorkerDied:
+        code = _ended(worker.pid, _END_S)
+        self._workers = [other for other in self._workers if other is not worker]
+        worker.pipe.close()
+        return WorkerDied(f"data.workers: {self._named(worker)} {_how(code)}")
 
 
-def _as_it_is(part: Any) -> Any:
-    return part
+def _serve(job: Job, number: int, count: int, pipe: Connection[Any, Any], parent: int, note: Note) -> None:
+    """Do tasks until the parent closes the pipe, or is gone."""
+    for name in _LEFT_TO_THE_PARENT:  # schedulers signal every process of a job; the parent ends its workers itself
+        signal.signal(name, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    done = queue.SimpleQueue[tuple[int, Any]]()
+    # A thread sends: a full pipe must not keep a worker from its next task.
+    threading.Thread(target=_send, args=(pipe, done), daemon=True).start()
+    do = job.start(number, count, note)
+    while True:
+        try:
+            while not pipe.poll(_PARENT_CHECK_S):
+                if os.getppid() != parent:
+                    return
+            task = pipe.recv()
+        except (EOFError, OSError):
+            return
+        done.put((task, _outcome(do, task)))
 
 
-def _ignore_signals(_: int) -> None:
-    """Schedulers signal every process of a job: the parent decides, saves, and ends its workers itself."""
-    for number in _LEFT_TO_THE_PARENT:
-        signal.signal(number, signal.SIG_IGN)
+def _send(pipe: Connection[Any, Any], done: queue.SimpleQueue[tuple[int, Any]]) -> None:
+    while True:
+        try:
+            pipe.send(done.get())
+        except OSError:  # the parent has closed its end
+            return
+
+
+def _outcome(do: Task, task: int) -> Any:
+    """What a task returns, or the error it raised, as a value that can be sent: a user's mistake stays one line."""
+    try:
+        return do(task)
+    except UserError as error:
+        return error
+    except OSError as error:
+        return OSError(str(error) or type(error).__name__)
+    except Exception:
+        return RuntimeError(f"a data worker failed:\n{traceback.format_exc()}")
+
+
+def _ended(pid: int, timeout_s: float) -> int | None:
+    """The exit code of a child (minus a signal's number), or None where it still runs after `timeout_s`."""
+    until = time.monotonic() + timeout_s
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            return None
+        time.sleep(0.002)
+
+
+def _how(code: int | None) -> str:
+    """How a process ended, and what helps."""
+    if code is None:
+        return "closed its pipe and still runs; report this"
+    if code >= 0:
+        return f"left with exit code {code}: its own messages, above, say why"
+    name = signal.Signals(-code).name
+    if -code == signal.SIGKILL:
+        return (
+            f"was killed by signal 9 ({name}: mostly out of memory): give the job more memory or lower data.workers / "
+            "data.prefetch"
+        )
+    return f"was killed by signal {-code} ({name}): a crash in a library that decodes or reads, or somebody's kill"

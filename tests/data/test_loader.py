@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from pretrain.config import Data, Run, Train
-from pretrain.data.loader import BadRate, Loader, batch_digest, combine, row_digests, train_loader, train_source
+from pretrain.data.loader import BadRate, batch_digest, combine, row_digests, train_loader, train_source
 from pretrain.data.transforms import ImageSpec, normalize
+from pretrain.data.workers import WorkerDied
 from pretrain.errors import UserError
 from pretrain.values import Batch, Skip
 from pretrain.world import World
@@ -186,7 +187,7 @@ def test_bad_rate() -> None:
     rate = BadRate(0.001)
     for _ in range(9):
         rate.add(1000, [skip])
-    with pytest.raises(UserError, match=r"data\.max_bad 0\.001: 11 of the last 10000.*a\.tar/k: why"):
+    with pytest.raises(UserError, match=r"data\.max_bad 0\.001: 11 of the last 10000 .*a\.tar \(11\).*why \(11\)"):
         rate.add(1, [skip, skip])
     steady = BadRate(0.001)
     for _ in range(100):
@@ -195,6 +196,19 @@ def test_bad_rate() -> None:
     strict.add(10, [skip] * 9)
     with pytest.raises(UserError, match=r"max_bad"):
         strict.add(10, [skip])
+
+
+def test_a_run_that_stops_sums_up_what_was_bad_by_shard_and_reason() -> None:
+    rate = BadRate(0.0)
+    reasons = ["cut at byte 12", "cut at byte 7", "no image", "empty", "not utf-8", "cut at byte 9"]
+    found = [Skip(n, f"{n % 5}.tar", f"{n:03d}", reason) for n, reason in enumerate(reasons * 2)]
+    with pytest.raises(UserError) as caught:
+        rate.add(100, found)
+    assert str(caught.value) == (
+        "data.max_bad 0.0: 12 of the last 10000 samples could not be used; by shard: 0.tar (3), 1.tar (3), 2.tar (2) "
+        "and 2 more; by reason: cut at byte 12 (6), empty (2), no image (2) and 1 more; the last: 1.tar/011; repair "
+        "the shards or raise it"
+    )
 
 
 def test_too_many_bad_samples_stop_the_run(make_shards: Any, words: Any) -> None:
@@ -233,7 +247,7 @@ def test_counts_waiting_and_truncation(paths: list[str]) -> None:
 
     with train_loader(make_run(paths), world(0, 1), SPEC, build("ViT-B-32", context_length=4), 0, 24) as loader:
         assert sum(1 for _ in loader) == len(loader) == 2
-        assert loader.truncated == 24, "caption, number and word do not fit 4 tokens with start and end"
+        assert loader.work.truncated == 24, "caption, number and word do not fit 4 tokens with start and end"
         assert loader.wait_s > 0
 
 
@@ -262,10 +276,10 @@ def test_real_photographs(photos: list[Path], words: Any, tmp_path: Path, tar_wr
     assert digests(found) == digests(read(run, words, 0, 24))
 
 
-def children(loader: Loader) -> list[int]:
-    import multiprocessing
-
-    return [child.pid for child in multiprocessing.active_children() if child.pid]
+def children() -> list[int]:
+    """Processes of this one that run, or that nobody has waited for."""
+    tasks = Path("/proc/self/task").iterdir()
+    return sorted(int(pid) for task in tasks for pid in (task / "children").read_text().split())
 
 
 @pytest.mark.slow
@@ -274,21 +288,27 @@ def test_workers_outlive_the_schedulers_signals(words: Any) -> None:
     with train_loader(run, world(0, 1), SPEC, words, 0, 120) as loader:
         batches = [next(iter(loader))]
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            for pid in children(loader):
+            for pid in children():
                 os.kill(pid, number)
         batches += list(loader)
     assert len(batches) == 10
-    assert not children(loader), "closing ends the workers"
+    assert not children(), "closing ends the workers"
 
 
-@pytest.mark.slow
-def test_a_dead_worker_is_an_error(words: Any) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_a_killed_worker_is_an_error_that_names_it_and_the_signal(words: Any, number: signal.Signals) -> None:
     run = make_run([], workers=2, prefetch=1, synthetic_samples=30)
-    with train_loader(run, world(0, 1), SPEC, words, 0, 12_000) as loader:
+    with train_loader(run, world(1, 2), SPEC, words, 0, 12_000) as loader:
         next(iter(loader))
-        os.kill(children(loader)[0], signal.SIGKILL)
-        with pytest.raises(RuntimeError, match="worker"):
+        pid = children()[1]
+        os.kill(pid, number)
+        with pytest.raises(WorkerDied) as caught:
             list(loader)
+        assert not children(), "the error ends the other worker"
+    assert f"data.workers: worker 1 of rank 1 (pid {pid}) was killed by signal {number.value} ({number.name}" in str(
+        caught.value
+    )
+    assert number != signal.SIGKILL or "lower data.workers / data.prefetch" in str(caught.value)
 
 
 @pytest.mark.slow
