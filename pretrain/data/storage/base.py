@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from pretrain.errors import UserError
+
 
 class Stat(NamedTuple):
     """Which bytes a name stands for now."""
@@ -12,6 +14,15 @@ class Stat(NamedTuple):
     """Bytes."""
     version: str
     """Changes when the content may have: a local file's modification time, a remote object's etag or time."""
+
+
+class Missing(UserError, FileNotFoundError):  # noqa: N818 - named as it is caught
+    """There is no such shard: a line for the user, and a FileNotFoundError for code that only asked."""
+
+
+def changed(name: str) -> UserError:
+    """The shard's bytes are no longer those that an index, or the first part of a read, belongs to."""
+    return UserError(f"{name}: changed while it was in use; leave the shards alone and start again")
 
 
 class Blob(Protocol):
@@ -35,7 +46,7 @@ class Storage(Protocol):
     """Opens shards by name: a path, a URL that fsspec knows, or 'pipe:COMMAND'. Travels to worker processes."""
 
     def stat(self, name: str) -> Stat:
-        """Raises: FileNotFoundError: there is no such shard. OSError: as `Blob.read`."""
+        """Raises: Missing: there is no such shard. UserError: it is refused. OSError: as `Blob.read`."""
         ...
 
     def open(self, name: str, stat: Stat | None = None) -> Blob:
