@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from pretrain.data import edits
+from pretrain.data import augmentations, edits
 
 if TYPE_CHECKING:
     from pretrain.config import Checkpoint, Data, Loss, Model, Optim, Run, Train
@@ -66,6 +66,8 @@ def data(data: Data) -> Rules:
         (not 0 <= data.max_bad <= 1, f"data.max_bad {data.max_bad} is a share: give a number between 0 and 1"),
         *data_numbers(data),
         *((True, problem) for problem in edits.problems(data.text_edits)),
+        *((True, problem) for problem in augmentations.problems("data.augment", data.augment)),
+        *((True, problem) for problem in augmentations.problems("data.view_augment", data.view_augment)),
         (data.synthetic_samples < 1, f"data.synthetic_samples {data.synthetic_samples} must be at least 1"),
     ]
 

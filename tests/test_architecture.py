@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "pretrain.errors": [],
     "pretrain.named": ["pretrain.errors"],
     "pretrain.config": ["pretrain", "pretrain.errors", "pretrain.rules"],
-    "pretrain.rules": ["pretrain.config", "pretrain.data.edits"],
+    "pretrain.rules": ["pretrain.config", "pretrain.data.augmentations", "pretrain.data.edits"],
     "pretrain.flags": ["pretrain.errors"],
     "pretrain.runfile": ["pretrain", "pretrain.config", "pretrain.errors", "pretrain.flags", "pretrain.named",
                          "pretrain.objectives"],
@@ -65,9 +65,9 @@ THIRD_PARTY = {  # package -> the only modules that may import it, because it is
     "tyro": ["pretrain.flags", "pretrain.verbs"],
     "pickle": [],
 }
-NO_TORCH = ["pretrain", "pretrain.__main__", "pretrain.cli", "pretrain.config", "pretrain.data.edits",
-            "pretrain.errors", "pretrain.flags", "pretrain.named", "pretrain.rules", "pretrain.runfile",
-            "pretrain.verbs", "pretrain.launch.*", "pretrain.plan.*"]  # fmt: skip
+NO_TORCH = ["pretrain", "pretrain.__main__", "pretrain.cli", "pretrain.config", "pretrain.data.augmentations",
+            "pretrain.data.edits", "pretrain.errors", "pretrain.flags", "pretrain.named", "pretrain.rules",
+            "pretrain.runfile", "pretrain.verbs", "pretrain.launch.*", "pretrain.plan.*"]  # fmt: skip
 COLLECTIVES = ["pretrain.exchange.*", "pretrain.engines.*", "pretrain.world", "pretrain.losses", "benchmarks.*"]
 
 MAX_FILE, MAX_FUNCTION, MAX_OBJECTIVE = 300, 40, 80

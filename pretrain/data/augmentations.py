@@ -26,7 +26,7 @@ def parse(entry: str) -> tuple[str, float]:
     return name, number
 
 
-def mistakes(field: str, entries: Sequence[str]) -> list[str]:
+def problems(field: str, entries: Sequence[str]) -> list[str]:
     """A sentence for each entry of a knob that is no augmentation."""
     found = []
     for entry in entries:
