@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from pretrain.data.fingerprint import Fact
 from pretrain.data.order import mix
 from pretrain.data.reader import RawSample
+from pretrain.values import Skip
 
 COLORS = {
     "red": (200, 40, 40),
@@ -34,6 +36,8 @@ class SyntheticSource:
         self.samples, self.size, self.first = samples, size, first
         self.counts, self.entries = [samples], [1]
         self.weights: list[float] = []
+        self.facts: list[Fact] = []
+        self.damage: tuple[Skip, ...] = ()
         self.fingerprint = f"synthetic-1-{first}-{samples}-{size[0]}x{size[1]}"
 
     def __len__(self) -> int:

@@ -14,11 +14,27 @@ from typing import Any
 import pytest
 
 from pretrain.config import Data
-from pretrain.data import index, tar
-from pretrain.data.index import expand, fingerprint, make_index, open_shards
+from pretrain.data import indexing, shards, storage, tar
+from pretrain.data.index import expand, fingerprint, make_index
 from pretrain.data.patterns import braces
 from pretrain.data.reader import ShardSource
+from pretrain.data.shards import Shard, ShardIndex
 from pretrain.errors import UserError
+
+
+def walk(path: Path) -> tar.Contents:
+    raw = path.read_bytes()
+    return tar.contents(str(path), lambda offset, size: raw[offset : offset + size], len(raw))
+
+
+def open_shards(names: list[str], index_dir: str | None = None, start: int = 0) -> list[Shard]:
+    data = Data(index_dir=index_dir)
+    return indexing.open_shards(names, data, storage.make(data), start)
+
+
+def build(path: Path) -> ShardIndex:
+    return indexing.build(str(path), "unused", storage.make(Data()))[1]
+
 
 LONG = "folder/" * 30 + "ünïcode-" * 12
 
@@ -52,7 +68,7 @@ def test_members_as_the_library_sees_them(tmp_path: Path, format: int) -> None:
         add(file, "pipe.jpg", type=tarfile.FIFOTYPE)
         add(file, "../outside.jpg", b"c" * 3)
         add(file, "/absolute.jpg", b"d" * 4)
-    found, _ = tar.members(str(path))
+    found = walk(path).members
     assert [(m.name, m.offset, m.size) for m in found] == by_library(path)
     assert len(found) == (5 if format == tarfile.USTAR_FORMAT else 6)
 
@@ -62,7 +78,7 @@ def test_pax_sizes_and_sparse_files(tmp_path: Path) -> None:
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
         add(file, "sparse.jpg", b"e" * 700, pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})
         add(file, "after.jpg", b"f" * 600, pax_headers={"size": "600"})
-    assert [(m.name, m.size) for m in tar.members(str(path))[0]] == [("after.jpg", 600)]
+    assert [(m.name, m.size) for m in walk(path).members] == [("after.jpg", 600)]
 
 
 def test_nothing_is_extracted_and_links_are_no_samples(tmp_path: Path, picture_bytes: Callable[..., bytes]) -> None:
@@ -79,23 +95,20 @@ def test_nothing_is_extracted_and_links_are_no_samples(tmp_path: Path, picture_b
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("content", "says"),
     [
-        (lambda raw: raw[:700], "cut short"),
-        (lambda raw: raw[:300], "cut short"),
-        (lambda raw: b"\x1f\x8b" + raw[2:], "compressed"),
-        (lambda raw: b"<html>not found</html>" * 100, "no tar header"),
-        (lambda raw: raw[:1024] + b"junk" * 256, "no tar header"),
+        (b"\x1f\x8b" + b"\x08" * 2000, r"compressed.*gunzip"),
+        (b"\x28\xb5\x2f\xfd" + b"\x08" * 20, r"compressed.*unzstd"),
+        (b"<html>not found</html>" * 100, "no tar header"),
+        (b"<html>not found</html>", "no tar header"),
     ],
 )
-def test_damaged_shards_are_errors(tmp_path: Path, damage: Callable[[bytes], bytes], says: str) -> None:
+def test_files_that_are_no_tars_are_errors(tmp_path: Path, content: bytes, says: str) -> None:
     path = tmp_path / "a.tar"
-    with tarfile.open(path, "w") as file:
-        add(file, "a.txt", b"x" * 300)
-        add(file, "b.txt", b"x" * 300)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=says):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.tar: .*{says}") as caught:
         open_shards([str(path)])
+    assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("*.index"))
 
 
@@ -105,7 +118,7 @@ def test_keys_as_webdataset_groups_them(tmp_path: Path) -> None:
     with tarfile.open(path, "w") as file:
         for name in ("x/a.jpg", "x/a.txt", "b.SEG.PNG", "b.txt", "c.tar.gz"):
             add(file, name, name.encode())
-    _, built = index.build(str(path), "unused")
+    built = build(path)
     ours = {
         key: {ext: path.read_bytes()[at : at + size] for ext, (at, size) in built.members(n).items()}
         for n, key in enumerate(built.names)
@@ -118,18 +131,14 @@ def test_keys_as_webdataset_groups_them(tmp_path: Path) -> None:
     assert set(ours["b"]) == {"seg.png", "txt"}
 
 
-def test_members_need_not_be_neighbours_but_must_be_unique(tmp_path: Path) -> None:
+def test_members_need_not_be_neighbours(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as file:
         for name in ("a.jpg", "b.jpg", "a.txt"):
             add(file, name)
-    _, built = index.build(str(path), "unused")
+    built = build(path)
     assert built.names == ["a", "b"]
     assert set(built.members(0)) == {"jpg", "txt"}
-    with tarfile.open(path, "a") as file:
-        add(file, "a.jpg")
-    with pytest.raises(UserError, match=r"a\.jpg.*twice"):
-        index.build(str(path), "unused")
 
 
 def test_index_is_kept_and_made_again_when_the_shard_changes(make_shards: Any) -> None:
@@ -139,7 +148,7 @@ def test_index_is_kept_and_made_again_when_the_shard_changes(make_shards: Any) -
     assert open_shards(paths) == first
     assert [Path(shard.index_path).stat().st_mtime_ns for shard in first] == stored
     os.utime(paths[0], ns=(1, 1))
-    assert open_shards(paths) == [replace(first[0], mtime_ns=1), first[1]]
+    assert open_shards(paths) == [replace(first[0], version="1"), first[1]]
     Path(first[1].index_path).write_bytes(Path(first[1].index_path).read_bytes()[:-1])
     assert open_shards(paths)[1] == first[1]
 
@@ -198,9 +207,6 @@ def test_expand(tmp_path: Path) -> None:
             expand([f"{tmp_path}/{pattern}"], "data.eval")
     with pytest.raises(UserError, match="twice"):
         expand([f"{tmp_path}/b.tar", f"{tmp_path}/b*.tar"])
-    for remote in ("s3://bucket/a.tar", "pipe:cat a.tar"):
-        with pytest.raises(UserError, match="no local path"):
-            expand([remote])
 
 
 def test_make_index_builds_then_checks(make_shards: Any) -> None:

@@ -1,0 +1,107 @@
+"""Processes that index shards. Started as programs of their own: a fork of a process with threads may hang, and
+multiprocessing's other ways import the user's main module again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+
+from pretrain.config import Data
+from pretrain.errors import UserError
+
+
+class Helpers:
+    """A context manager: leaving it ends the processes.
+
+    Args:
+        count: processes.
+        index_dir: as data.index_dir.
+    """
+
+    def __init__(self, count: int, index_dir: str | None) -> None:
+        here = str(Path(__file__).resolve().parents[2])
+        paths = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+        command = [sys.executable, "-m", "pretrain.data.index_helpers", *([index_dir] if index_dir else [])]
+        self._all = [
+            subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": paths},
+            )
+            for _ in range(count)
+        ]
+        self._free = SimpleQueue[subprocess.Popen[str]]()
+        for process in self._all:
+            self._free.put(process)
+
+    def index(self, name: str) -> None:
+        """Make and store the index of a local shard; at most as many threads as processes may call it at once.
+
+        Raises:
+            UserError, OSError: as `open_shards`.
+            RuntimeError: the process has died.
+        """
+        process = self._free.get()
+        try:
+            answer = _ask(process, name)
+        finally:
+            self._free.put(process)
+        if "user" in answer:
+            raise UserError(answer["user"])
+        if "os" in answer:
+            raise OSError(*answer["os"])
+
+    def __enter__(self) -> Helpers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._all:
+            if kind is not None:
+                process.kill()
+            process.communicate()
+
+
+def _ask(process: subprocess.Popen[str], name: str) -> dict[str, str]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(name) + "\n")
+        process.stdin.flush()
+        answer: dict[str, str] = json.loads(process.stdout.readline() or "null")
+    except BrokenPipeError:
+        answer = {}
+    if not answer:
+        raise RuntimeError(f"a process that indexes shards ended at {name} with code {process.wait(10)}")
+    return answer
+
+
+def main(index_dir: str | None) -> None:
+    """Index each shard named by a line of stdin; answer each with a line."""
+    from pretrain.data import indexing, storage
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process, by closing its stdin
+    data = Data(index_dir=index_dir)
+    local = storage.make(data)
+    for line in sys.stdin:
+        answer: dict[str, object] = {"done": True}
+        try:
+            indexing.open_shard(json.loads(line), data, local)
+        except UserError as error:
+            answer = {"user": str(error)}
+        except OSError as error:
+            answer = {"os": [error.errno, error.strerror or str(error), error.filename]}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else None)
