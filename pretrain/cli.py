@@ -13,8 +13,8 @@ VERBS = {
     "train": "train a dual encoder, or go on where it was: train CONFIG [--section.key value] [--print-config]",
     "evaluate": "measure a run, checkpoint or export on held-out shards: evaluate RUN --task zero_shot|retrieval",
     "export": "write the encoders for another library, proven equal: export RUN OUT --to open_clip",
-    "pack": "make WebDataset shards: pack digits OUT | pack folder DIR OUT | pack table FILE OUT",
-    "index": "build or check the shards' offset indexes: index SHARDS... [--check]",
+    "pack": "make WebDataset shards: pack folder DIR OUT | table FILE OUT | shards SHARDS OUT | digits OUT",
+    "index": "build the shards' offset indexes, or check the shards: index SHARDS... [--check] [--report PAGE]",
     "bench": "measure beside open_clip what the README quotes: bench loss|step|overlap [--json], in a checkout",
 }
 

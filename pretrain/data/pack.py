@@ -1,54 +1,30 @@
 """Pairs from elsewhere -> WebDataset shards in img2dataset's layout: KEY.jpg or .png, KEY.txt, KEY.json.
 
-A packed folder appears under its name only when it is whole.
+A packed folder appears under its name only when it is whole; a command that was stopped goes on when it is repeated.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
-import shutil
-import tarfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from pretrain.config import Data
 from pretrain.data.captions import captions_of, parse_meta
-from pretrain.data.decode import BadSample, decode
+from pretrain.data.decode import BadSample
 from pretrain.data.digits import CLASSES, digit_pairs
+from pretrain.data.how import How
+from pretrain.data.packing import PackReport, pack
+from pretrain.data.places import Folder
+from pretrain.data.polish import Polish
+from pretrain.data.repack import ShardInputs
 from pretrain.data.tables import read_rows
+from pretrain.data.writing import Members, members_of, write_shards
 from pretrain.errors import UserError
 
-_EXTENSION = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-_JPEG_QUALITY = 95
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One sample on its way into a shard."""
-
-    image: bytes
-    extension: str
-    captions: list[str]
-    meta: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class PackReport:
-    """What was packed."""
-
-    folder: str
-    samples: dict[str, int]
-    """By split; '' where there is only one."""
-    shards: dict[str, int]
-    skipped: tuple[str, ...] = ()
-    """What was left out and why, a line each."""
+__all__ = ["How", "PackReport", "pack_digits", "pack_folder", "pack_shards", "pack_table"]
 
 
 def pack_digits(out: Path, /, *, samples_per_shard: int = 256, size: int = 32) -> PackReport:
@@ -61,170 +37,161 @@ def pack_digits(out: Path, /, *, samples_per_shard: int = 256, size: int = 32) -
         samples_per_shard: Pairs in each tar.
         size: Pixels of a side; the originals have 8.
     """
-    _check(samples_per_shard, size)
-    with _whole(out) as folder:
-        splits = digit_pairs(size)
-        pairs = {name: [Pair(*pair) for pair in split] for name, split in splits.items()}
-        shards = {name: write_shards(folder / name, items, samples_per_shard) for name, items in pairs.items()}
-        (folder / "classes.json").write_text(json.dumps(CLASSES, indent=2) + "\n")
-    return PackReport(str(out), {name: len(items) for name, items in pairs.items()}, shards)
+    how = How(samples_per_shard=samples_per_shard)
+    if size < 1:
+        raise UserError(f"size {size} must be at least 1 pixel")
+    place = Folder(Path(os.path.abspath(out)))
+    with place.begin({"kind": "digits", "size": size, "samples_per_shard": how.samples_per_shard}):
+        try:
+            splits = digit_pairs(size)
+        except UserError:
+            place.drop()
+            raise
+        shards = {name: _write_split(place, name, split, samples_per_shard) for name, split in splits.items()}
+        place.write("classes.json", (json.dumps(CLASSES, indent=2) + "\n").encode())
+        tars = [f"{name}/{n:05d}.tar" for name, count in shards.items() for n in range(count)]
+        size = sum(place.size(tar) or 0 for tar in tars)
+        place.finish(tars)
+    return PackReport(str(out), {name: len(items) for name, items in splits.items()}, shards, size)
 
 
-def pack_folder(
-    source: Path, out: Path, /, *, samples_per_shard: int = 10_000, resize: int | None = None
-) -> PackReport:
+def _write_split(place: Folder, name: str, pairs: Sequence[Any], samples_per_shard: int) -> int:
+    with place.scratch() as folder:
+        count = write_shards(folder, (members_of(*pair) for pair in pairs), samples_per_shard)
+        for shard in sorted(folder.iterdir()):
+            place.take(f"{name}/{shard.name}", shard)
+    return count
+
+
+def pack_folder(source: Path, out: str | Path, /, *, how: How | None = None) -> PackReport:
     """Every image under a folder that has a text or json of the same name beside it.
 
     Args:
         source: Folder, searched with all its subfolders, in the order of the names.
-        out: Folder to make.
-        samples_per_shard: Pairs in each tar.
-        resize: Shrink the shorter side to this many pixels; default: files go in as they are.
+        out: Folder to make, or a URL to write to.
+        how: Options that all kinds share.
     """
-    _check(samples_per_shard, resize)
     if not source.is_dir():
         raise UserError(f"pack folder {source}: is no folder")
-    images = sorted(path for path in source.rglob("*") if path.suffix.lower().lstrip(".") in Data.image_keys)
-    names = [(path, {"file": path.relative_to(source).as_posix()}) for path in images]
-    return _pack(((path, _beside(path), meta) for path, meta in names), out, samples_per_shard, resize)
+    return pack("folder", FolderInputs(source), out, how or How())
 
 
 def pack_table(
     table: Path,
-    out: Path,
+    out: str | Path,
     /,
     *,
     image_column: str = "filepath",
     caption_columns: tuple[str, ...] = ("title",),
     label_column: str | None = None,
     image_root: Path | None = None,
-    samples_per_shard: int = 10_000,
-    resize: int | None = None,
+    how: How | None = None,
 ) -> PackReport:
     """The rows of a CSV, TSV or Parquet file with a column of image paths and one or more of captions.
 
     Args:
         table: File; its name's ending says which kind.
-        out: Folder to make.
+        out: Folder to make, or a URL to write to.
         image_column: Column of image paths.
         caption_columns: Columns of captions; blank cells are passed over.
         label_column: Column of class numbers, for zero-shot evaluation.
         image_root: Folder that relative image paths start from; default: the table's.
-        samples_per_shard: Pairs in each tar.
-        resize: Shrink the shorter side to this many pixels; default: files go in as they are.
+        how: Options that all kinds share.
     """
-    _check(samples_per_shard, resize)
-    root = image_root or table.parent
-    rows = read_rows(table, image_column, caption_columns, label_column)
-    items = ((root / path, {"captions": texts}, {"file": path} | label) for path, texts, label in rows)
-    return _pack(items, out, samples_per_shard, resize)
+    inputs = TableInputs(table, image_root or table.parent, image_column, tuple(caption_columns), label_column)
+    return pack("table", inputs, out, how or How())
 
 
-def write_shards(folder: Path, pairs: Iterable[Pair], samples_per_shard: int) -> int:
-    """Number the pairs and write them as 00000.tar, 00001.tar, ...; returns how many shards.
-
-    Key = shard number and place in it, as img2dataset has it; no name, time or owner of this machine goes in.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    shard, tar = -1, None
-    with contextlib.ExitStack() as closing:
-        for number, pair in enumerate(pairs):
-            if number % samples_per_shard == 0:
-                closing.close()
-                shard += 1
-                tar = closing.enter_context(tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT))
-            assert tar is not None
-            key = f"{shard:05d}{number % samples_per_shard:05d}"
-            for extension, content in _members(pair):
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return shard + 1
-
-
-def _members(pair: Pair) -> list[tuple[str, bytes]]:
-    meta = pair.meta | {"captions": pair.captions}
-    texts = [("txt", pair.captions[0].encode()), ("json", json.dumps(meta, ensure_ascii=False).encode())]
-    return [(pair.extension, pair.image), *texts]
-
-
-def _pack(
-    items: Iterable[tuple[Path, dict[str, Any], dict[str, Any]]], out: Path, samples_per_shard: int, resize: int | None
+def pack_shards(
+    patterns: Sequence[str],
+    out: str | Path,
+    /,
+    *,
+    image_keys: tuple[str, ...] = Data.image_keys,
+    text_keys: tuple[str, ...] = Data.text_keys,
+    how: How | None = None,
 ) -> PackReport:
-    """Items are (image path, its json with captions, what to add to that)."""
-    skipped: list[str] = []
-    packed = 0
+    """The samples of WebDataset shards again, such as smaller or cleaned; keys and further members stay as they are.
 
-    def pairs() -> Iterator[Pair]:
-        nonlocal packed
-        for path, meta, more in items:
-            try:
-                pair = _pair(path, meta | more, resize)
-            except (BadSample, OSError) as error:
-                skipped.append(f"{path}: {getattr(error, 'strerror', None) or error}")
-                continue
-            packed += 1
-            yield pair
-
-    with _whole(out) as folder:
-        shards = write_shards(folder, pairs(), samples_per_shard)
-        if not packed:
-            raise UserError(f"pack: no pair of image and caption was found{', ' + skipped[0] if skipped else ''}")
-    return PackReport(str(out), {"": packed}, {"": shards}, tuple(skipped))
+    Args:
+        patterns: Shards: paths, URLs, globs and brace patterns.
+        out: Folder to make, or a URL to write to.
+        image_keys: Tar member extensions that hold the image, first match wins.
+        text_keys: Where captions are, and are cleaned: a text member, or 'json:FIELD'.
+        how: Options that all kinds share.
+    """
+    how = how or How()
+    inputs = ShardInputs(patterns, tuple(image_keys), tuple(text_keys), how.index_dir)
+    return pack("shards", inputs, out, how)
 
 
-def _pair(path: Path, meta: dict[str, Any], resize: int | None) -> Pair:
-    if "problem" in meta:
-        raise BadSample(meta["problem"])
-    captions = captions_of({}, meta, ("json:caption", "json:captions"))
-    if not captions:
-        raise BadSample("there is no caption")
-    data = path.read_bytes()
-    image = decode(data)
-    if resize is not None and min(image.size) > resize:
-        data, extension = _shrunk(image, resize), "jpg"
-    else:
-        extension = _EXTENSION.get(Image.open(io.BytesIO(data)).format or "", path.suffix.lower().lstrip("."))
-    return Pair(data, extension, captions, {key: value for key, value in meta.items() if key != "caption"})
+class FolderInputs:
+    """Images of a folder. The list is made once, and stays in the process that made it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        images = [
+            path.relative_to(root).parts
+            for path in root.rglob("*")
+            if path.suffix.lower().lstrip(".") in Data.image_keys
+        ]
+        self._names = ["/".join(parts) for parts in sorted(images)]
+        self.facts = {"source": os.path.abspath(root)}
+        self.total = len(self._names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_names": []}
+
+    def items(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def name(self, item: str) -> str:
+        return str(self._root / item)
+
+    def read(self, item: str, polish: Polish) -> tuple[None, Members]:
+        path = self._root / item
+        meta = _beside(path)
+        return None, _pair(path, meta | {"file": item}, polish)
+
+
+class TableInputs:
+    """Rows of a table, read by one process, one at a time."""
+
+    total = None
+
+    def __init__(self, table: Path, root: Path, image: str, captions: tuple[str, ...], label: str | None) -> None:
+        self._table, self._root, self._columns = table, root, (image, captions, label)
+        self.facts = {
+            "source": os.path.abspath(table),
+            "image_root": os.path.abspath(root),
+            "image_column": image,
+            "caption_columns": list(captions),
+            "label_column": label,
+        }
+
+    def items(self) -> Iterator[tuple[str, list[str], dict[str, int]]]:
+        return read_rows(self._table, *self._columns)
+
+    def name(self, item: tuple[str, list[str], dict[str, int]]) -> str:
+        return str(self._root / item[0])
+
+    def read(self, item: tuple[str, list[str], dict[str, int]], polish: Polish) -> tuple[None, Members]:
+        path, texts, label = item
+        return None, _pair(self._root / path, {"captions": texts, "file": path} | label, polish)
+
+
+def _pair(path: Path, meta: dict[str, Any], polish: Polish) -> Members:
+    captions = polish.captions(captions_of({}, meta, ("json:caption", "json:captions")))
+    image, extension, _ = polish.image(path.read_bytes(), path.suffix.lower().lstrip("."))
+    return members_of(image, extension, captions, {key: value for key, value in meta.items() if key != "caption"})
 
 
 def _beside(path: Path) -> dict[str, Any]:
-    """The json of the same name, with the text of the same name as its first caption."""
-    try:
-        member = path.with_suffix(".json").read_bytes() if path.with_suffix(".json").is_file() else None
-        meta = parse_meta(member)
-        text = path.with_suffix(".txt")
-        members = {"txt": text.read_bytes()} if text.is_file() else {}
-        return meta | {"captions": captions_of(members, meta, Data.text_keys)}
-    except BadSample as bad:
-        return {"problem": str(bad)}
-
-
-def _shrunk(image: Image.Image, side: int) -> bytes:
-    ratio = side / min(image.size)
-    size = (max(side, round(image.width * ratio)), max(side, round(image.height * ratio)))
-    file = io.BytesIO()
-    image.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=_JPEG_QUALITY)
-    return file.getvalue()
-
-
-def _check(samples_per_shard: int, size: int | None) -> None:
-    if not 1 <= samples_per_shard <= 100_000:
-        raise UserError(f"samples_per_shard {samples_per_shard} must lie between 1 and 100000")
-    if size is not None and size < 1:
-        raise UserError(f"size {size} must be at least 1 pixel")
-
-
-@contextlib.contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A folder that takes its name when the block is left without an error, and is removed otherwise."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"pack {out}: is already there; name a new folder, or remove it first")
-    temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        os.replace(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
+    """The json of the same name, with the text of the same name as its first caption. BadSample: one is damaged."""
+    beside = path.with_suffix(".json")
+    meta = parse_meta(beside.read_bytes() if beside.is_file() else None)
+    text = path.with_suffix(".txt")
+    members = {"txt": text.read_bytes()} if text.is_file() else {}
+    if not meta and not members:
+        raise BadSample(f"there is no {text.name} or {beside.name} beside it")
+    return meta | {"captions": captions_of(members, meta, Data.text_keys)}

@@ -18,10 +18,11 @@ from pretrain.config import Data
 from pretrain.data.decode import decode
 from pretrain.data.digits import NAMES, slant
 from pretrain.data.index import expand
-from pretrain.data.pack import pack_digits, pack_folder, pack_table
+from pretrain.data.pack import How, pack_digits, pack_folder, pack_table
 from pretrain.data.reader import RawSample, ShardSource
 from pretrain.errors import UserError
 
+ONE = How(samples_per_shard=1, workers=1)
 DIGIT_WORDS = {word: n for n, word in enumerate(NAMES)} | {str(n): n for n in range(10)}
 
 
@@ -129,14 +130,16 @@ def test_folder(tmp_path: Path) -> None:
     write_image(place / "alone.webp")
     (place / "broken.jpg").write_bytes(b"<html>")
     (place / "broken.txt").write_text("z")
-    report = pack_folder(place, out, samples_per_shard=1)
+    report = pack_folder(place, out, how=ONE)
     assert (report.samples, report.shards) == ({"": 2}, {"": 2})
-    assert [line.split(": ")[0].rsplit("/")[-1] for line in report.skipped] == ["alone.webp", "broken.jpg"]
+    assert [line.split(": ")[0].rsplit("/")[-1] for line in report.first_skipped] == ["alone.webp", "broken.jpg"]
+    assert sum(report.skipped.values()) == 2
+    assert json.loads((out / "sizes.json").read_text()) == {"00000.tar": 1, "00003.tar": 1}
     items = samples(out)
     assert [item.image_bytes for item in items] == [first, second]
     assert [item.captions for item in items] == [["eine Katze, ä"], ["x", "y"]]
     assert items[1].meta == {"captions": ["x", "y"], "label": 4, "more": [1], "file": "sub/c.PNG"}
-    assert [item.key for item in items] == ["00000.tar/0000000000", "00001.tar/0000100000"]
+    assert [item.key for item in items] == ["00000.tar/0000000000", "00003.tar/0000300000"]
     assert [set(item) & {"jpg", "png"} for item in by_webdataset(out)] == [{"jpg"}, {"png"}]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
@@ -145,7 +148,7 @@ def test_extension_is_the_contents(tmp_path: Path) -> None:
     write_image(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "a.png").rename(tmp_path / "in" / "a.jpg")
     (tmp_path / "in" / "a.txt").write_text("a")
-    pack_folder(tmp_path / "in", tmp_path / "out")
+    pack_folder(tmp_path / "in", tmp_path / "out", how=How(workers=1))
     assert "png" in by_webdataset(tmp_path / "out")[0]
 
 
@@ -153,7 +156,7 @@ def test_resize(tmp_path: Path) -> None:
     for name, size in (("large.png", (80, 40)), ("small.png", (15, 10))):
         write_image(tmp_path / "in" / name, size)
         (tmp_path / "in" / name).with_suffix(".txt").write_text("a")
-    pack_folder(tmp_path / "in", tmp_path / "out", resize=20)
+    pack_folder(tmp_path / "in", tmp_path / "out", how=How(resize=20, workers=1))
     assert [Image.open(io.BytesIO(item.image_bytes)).size for item in samples(tmp_path / "out")] == [(40, 20), (15, 10)]
 
 
@@ -180,17 +183,17 @@ def test_table(tmp_path: Path, kind: str) -> None:
     ]
     rows.append({"path": "images/none.jpg", "short": "s", "long": "l", "class": 0})
     table = write_table(tmp_path / f"t.{kind}", rows)
-    options = {"image_column": "path", "caption_columns": ("short", "long")}
+    options: Any = {"image_column": "path", "caption_columns": ("short", "long"), "how": How(workers=1)}
     report = pack_table(table, tmp_path / "out", label_column="class", **options)
     assert report.samples == {"": 3}
-    assert len(report.skipped) == 1
-    assert "none.jpg: No such file" in report.skipped[0]
+    assert report.skipped == {"No such file or directory": 1}
+    assert report.first_skipped[0].endswith("none.jpg: No such file or directory")
     items = samples(tmp_path / "out")
     assert [item.image_bytes for item in items] == images
     assert [item.captions for item in items] == [['"cat", 0', "a long\nline"], ['"cat", 1'], ['"cat", 2', "b"]]
     assert [item.meta["label"] for item in items] == [5, 6, 7]
     with pytest.raises(UserError, match=r"no column title; it has path, short, long, class"):
-        pack_table(table, tmp_path / "two", image_column="path")
+        pack_table(table, tmp_path / "two", image_column="path", how=How(workers=1))
     with pytest.raises(UserError, match="row 1 has label"):
         pack_table(table, tmp_path / "two", label_column="short", **options)
     assert not (tmp_path / "two").exists()
@@ -199,7 +202,7 @@ def test_table(tmp_path: Path, kind: str) -> None:
 def test_parquet_lists_are_several_captions(tmp_path: Path) -> None:
     write_image(tmp_path / "a.jpg")
     table = write_table(tmp_path / "t.parquet", [{"filepath": "a.jpg", "title": ["x", "y"]}])
-    pack_table(table, tmp_path / "out")
+    pack_table(table, tmp_path / "out", how=How(workers=1))
     assert samples(tmp_path / "out")[0].captions == ["x", "y"]
 
 
@@ -217,7 +220,14 @@ def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
         (lambda: pack_table(tmp_path / "t.xls", tmp_path / "new"), "must end in"),
         (lambda: pack_table(tmp_path / "t.parquet", tmp_path / "new"), "no Parquet"),
         (lambda: pack_table(tmp_path / "t.csv", tmp_path / "new"), "cannot be read"),
-        (lambda: pack_folder(tmp_path / "empty", tmp_path / "new", samples_per_shard=0), "samples_per_shard 0"),
+        (
+            lambda: pack_folder(tmp_path / "empty", tmp_path / "new", how=How(samples_per_shard=0)),
+            "samples_per_shard 0",
+        ),
+        (lambda: How(quality=101), "quality 101"),
+        (lambda: How(resize=0), "resize 0"),
+        (lambda: How(min_words=2), "add --clean"),
+        (lambda: How(clean=True, min_words=3, max_words=2), "no caption fits"),
     ):
         with pytest.raises(UserError, match=says) as caught:
             call()
