@@ -92,6 +92,8 @@ def _eighths(size: Size, box: Box, needed: Size) -> int:
 def _snap(low: int, high: int, length: int, cell: int) -> tuple[int, int]:
     """Cells [first, last) nearest to the pixels [low, high) of `length`; the last cell may reach past the end."""
     cells = -(-length // cell)
+    if (low, high) == (0, length):
+        return 0, cells
     count = min((2 * (high - low) + cell) // (2 * cell), cells)
     first = min((2 * low + cell) // (2 * cell), cells - count)
     return first, first + count

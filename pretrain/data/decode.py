@@ -6,13 +6,14 @@ Pillow decides what an image is and whether it is usable; simplejpeg only unpack
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 MAX_PIXELS = 1 << 26
 """Larger images (8192 x 8192) are refused after their header, before anything is unpacked; also JPEGs that scaled
@@ -20,6 +21,17 @@ decoding would make cheap, so that no option changes which samples are used."""
 MAX_SCANS = 500
 """A progressive JPEG has about ten, and each costs a pass over all of its pixels however few bytes it takes."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
+_TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation; upright ones are left alone."""
 
 
 class BadSample(Exception):  # noqa: N818 - not an error of the program: the data set holds such samples
@@ -37,8 +49,9 @@ def decode(data: bytes) -> Image.Image:
     """
     with _reasons():
         image = _open(data)
+        turn = _orientation(image)
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(image if turn == 1 else image.transpose(_TURNED[turn]))
 
 
 class Encoded:
@@ -113,11 +126,14 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """What `ImageOps.exif_transpose` goes by."""
-    if not image.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"} and image.format != "TIFF":
+    """EXIF's, or XMP's; 1 where there is none, or none that can be read: such pictures are shown as they are stored."""
+    if image.format != "TIFF" and not image.info.keys() & _METADATA:
         return 1
-    found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return found if found in range(1, 9) else 1
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, ValueError, KeyError, IndexError, TypeError, OSError, struct.error):
+        return 1
+    return found if found in _TURNED else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -70,7 +70,7 @@ class Pixels:
 
 
 def _fast(image: Encoded, cut: Cut, turn: Turn, spec: ImageSpec) -> Tensor:
-    """[3, H, W] uint8. torch resizes bytes several times as fast as Pillow, and at most 1 apart from it."""
+    """[3, H, W] uint8. torch resizes bytes several times as fast as Pillow, and hardly ever 1 or 2 apart from it."""
     part = _part(image, cut)
     size = spec.size[::-1] if turn.transposed else spec.size
     mode = "bilinear" if spec.interpolation == "bilinear" else "bicubic"

@@ -5,16 +5,14 @@ Evaluation equals open_clip's `image_transform` bit for bit. pixels.py makes the
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from pretrain.config import Data
-from pretrain.data.boxes import Size, random_box
+from pretrain.data.boxes import Size
 from pretrain.kernels.normalize_images import normalize_images
 
 
@@ -37,23 +35,6 @@ class ImageSpec:
     @property
     def filter(self) -> Image.Resampling:
         return Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
-
-
-def train_image(image: Image.Image, spec: ImageSpec, data: Data, rng: random.Random) -> np.ndarray:
-    """A random crop, resized, and mirrored half of the time if `data.flip`.
-
-    Args:
-        image: RGB.
-        rng: of this sample; the same state gives the same pixels.
-
-    Returns:
-        [3, H, W] uint8.
-    """
-    box = random_box(image.size, data.crop_scale, data.crop_ratio, rng)
-    image = resize(image.crop(box), spec.size, spec.filter)
-    if data.flip and rng.random() < 0.5:
-        image = ImageOps.mirror(image)
-    return _channels_first(image)
 
 
 def eval_image(image: Image.Image, spec: ImageSpec) -> np.ndarray:

@@ -14,9 +14,7 @@ import pytest
 from PIL import Image
 
 from pretrain.config import Data
-from pretrain.data.captions import captions_of, choose, parse_meta
-from pretrain.data.decode import BadSample, decode
-from pretrain.data.order import sample_random
+from pretrain.data.decode import BadSample, Encoded, decode
 from pretrain.data.reader import ShardSource
 
 
@@ -141,28 +139,80 @@ def test_no_member_is_ever_unpickled(tmp_path: Path, tar_writer: Callable, pictu
     evil = pickle.dumps(Canary())
     members = {"png": picture_bytes(0), "pkl": evil, "pyd": evil, "pth": evil, "txt": b"fine"}
     source = ShardSource([tar_writer(tmp_path / "a.tar", {"k": members})], Data())
-    assert source.sample(0).captions == ["fine"]
+    assert source.sample(0).texts == {"txt": ["fine"]}
 
 
-def test_captions_in_the_order_of_the_knob_each_once() -> None:
-    meta = {"caption": " b ", "captions": ["c", "", "a"], "other": "d"}
-    keys = Data().text_keys
-    assert captions_of({"txt": b"\xef\xbb\xbfa\n"}, meta, keys) == ["a", "b", "c"]
-    assert captions_of({"txt": b"a"}, meta, ("json:other",)) == ["d"]
-    assert captions_of({"txt": b" \n"}, {}, keys) == []
-    with pytest.raises(BadSample, match="utf-8"):
-        captions_of({"txt": "é".encode("latin-1")}, {}, keys)
-    with pytest.raises(BadSample, match="neither a string"):
-        captions_of({}, {"caption": 5}, keys)
-    for member in (b"{", b"[1]", b"[" * 100_000):
-        with pytest.raises(BadSample, match="json member"):
-            parse_meta(member)
+def with_exif(orientation: int, **options: object) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(ramp(), "JPEG", exif=exif, **options)
 
 
-def test_choice_of_captions_is_fair_and_repeatable() -> None:
-    texts = ["a", "b", "c"]
-    drawn = [choose(texts, sample_random(0, position)) for position in range(3000)]
-    assert drawn == [choose(texts, sample_random(0, position)) for position in range(3000)]
-    assert all(900 < drawn.count(text) < 1100 for text in texts)
-    with pytest.raises(BadSample, match="no caption"):
-        choose([], sample_random(0, 0))
+@pytest.mark.parametrize("orientation", range(10))
+def test_orientation_is_what_pillow_goes_by(orientation: int) -> None:
+    assert Encoded(with_exif(orientation)).turn == (orientation if 1 <= orientation <= 8 else 1)
+
+
+def test_orientation_of_other_places() -> None:
+    packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    assert Encoded(encoded(ramp(), "JPEG")).turn == 1
+    assert Encoded(encoded(ramp(), "JPEG", xmp=packet)).turn == 6
+    assert Encoded(encoded(ramp(), "PNG", exif=b"Exif\0\0garbage")).turn == 1
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    assert Encoded(encoded(ramp(), "WEBP", exif=exif)).turn == 8
+    assert Encoded(encoded(ramp(), "TIFF", exif=exif)).turn == 8
+
+
+@pytest.mark.parametrize("size", [(64, 48), (61, 47), (57, 8), (9, 100)])
+@pytest.mark.parametrize("eighths", [1, 2, 4, 8])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_scaled_pixels_cover_whole_pixels(size: tuple[int, int], eighths: int, mode: str) -> None:
+    """A scaled pixel is near the mean of those it stands for."""
+    image = ramp().resize(size, Image.Resampling.BICUBIC).convert(mode)
+    data = Encoded(encoded(image, "JPEG", quality=100, subsampling=0))
+    assert data.plain_jpeg
+    found = data.scaled(eighths)
+    assert found is not None
+    cell = 8 // eighths
+    assert found.shape == (-(-size[1] // cell), -(-size[0] // cell), 3)
+    whole = np.asarray(data.image()).astype(float)[: size[1] // cell * cell, : size[0] // cell * cell]
+    means = whole.reshape(size[1] // cell, cell, size[0] // cell, cell, 3).mean(axis=(1, 3))
+    assert np.abs(found[: size[1] // cell, : size[0] // cell] - means).max() <= (2 if cell > 1 else 0) + 1
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGB"])
+def test_what_is_a_plain_jpeg(mode: str) -> None:
+    assert Encoded(encoded(ramp(mode), "JPEG")).plain_jpeg == (mode == "RGB")
+    assert Encoded(encoded(ramp(), "JPEG", progressive=True)).scaled(8) is not None
+    assert not Encoded(encoded(ramp(), "PNG")).plain_jpeg
+
+
+def test_pillow_decides_on_odd_jpegs(photos: list[Path]) -> None:
+    good = photos[0].read_bytes()
+    odd = good[:-2] + b"left over" + good[-2:]
+    assert Encoded(odd).scaled(8) is None
+    assert np.array_equal(np.asarray(Encoded(odd).image()), np.asarray(decode(good)))
+    cut = Encoded(good[: len(good) // 2])
+    assert cut.scaled(4) is None
+    with pytest.raises(BadSample, match="truncated"):
+        cut.image()
+
+
+def test_a_jpeg_of_many_scans_is_refused() -> None:
+    """Each scan of no bytes costs a pass over all pixels, so that a small file can keep a worker busy for hours."""
+    data = encoded(ramp(), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    scan = data[last:-2]
+    assert decode(data[:-2] + scan * 20 + b"\xff\xd9").mode == "RGB"
+    for use in (decode, Encoded):
+        with pytest.raises(BadSample, match="scans, the limit is 500"):
+            use(data[:-2] + scan * 600 + b"\xff\xd9")
+
+
+def test_a_large_jpeg_is_refused_though_it_could_be_scaled() -> None:
+    data = bytearray(encoded(Image.new("RGB", (64, 64)), "JPEG"))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", 9000, 9000)
+    with pytest.raises(BadSample, match="9000 x 9000 pixels"):
+        Encoded(bytes(data))
