@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from pretrain.errors import UserError
 from pretrain.towers import architecture, freeze, recompute, weights
 from pretrain.towers.architecture import Architecture
 from pretrain.towers.head import Head, Wanted, choose
-from pretrain.values import Announce, Features
+from pretrain.values import IMAGES, TEXTS, Announce, Features
 
 Tower = Literal["image", "text", "head"]
 
@@ -50,22 +50,31 @@ class DualEncoder(nn.Module):
     def max_logit_scale(self) -> float:
         return math.exp(self._max_log_scale)
 
-    def forward(self, images: Tensor, texts: Tensor, announce: Announce | None = None) -> Features:
+    def forward(
+        self,
+        images: Tensor,
+        texts: Tensor,
+        announce: Announce | None = None,
+        further: Mapping[str, Tensor] | None = None,
+    ) -> Features:
         """Features of pairs, with the scale and bias that turn their cosines into logits.
 
         Args:
             images: [B, 3, H, W] uint8 RGB, of `image_spec.size`.
             texts: [B, L] int64 token ids.
             announce: called with the text features, which come first, so that they may travel behind the image tower.
+            further: 'image_views' [B, K, 3, H, W], 'text_views' and 'captions' [B, K, L], for `Features.extra`. They
+                pass the towers together with the pairs' own: a tower sees B * (1 + K) rows.
 
         Returns:
             fp32 (fp64 where the weights are), unit norm.
         """
-        text = self.encode_text(texts)
+        further = further or {}
+        text, of_texts = _together(self.encode_text, texts, {k: x for k, x in further.items() if k in TEXTS})
         text = text if announce is None else announce(text)
-        image = self.encode_image(images)
+        image, of_images = _together(self.encode_image, images, {k: x for k, x in further.items() if k in IMAGES})
         bias = None if self.towers.logit_bias is None else self.towers.logit_bias.reshape(())
-        return Features(image, text, self.towers.logit_scale.reshape(()).exp(), bias)
+        return Features(image, text, self.towers.logit_scale.reshape(()).exp(), bias, of_texts | of_images)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Unit-norm features of images, [B, 3, H, W] uint8 -> [B, D] fp32."""
@@ -192,6 +201,29 @@ def restore(folder: Path, average: bool, device: torch.device) -> DualEncoder:
             f"{folder} does not fit model.name {model.name}, whose description has changed: {error}"
         ) from error
     return DualEncoder(towers, described, model.precision).to(device).eval()
+
+
+def _together(
+    encode: Callable[[Tensor], Tensor], rows: Tensor, further: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Features of rows and of further columns, in one pass of the tower; another one for each column of another shape.
+
+    Args:
+        rows: [B, ...].
+        further: name -> [B, K, ...].
+
+    Returns:
+        [B, D], and name -> [B, K, D].
+    """
+    same = {name: column for name, column in further.items() if column.shape[2:] == rows.shape[1:]}
+    joined = {name: encode(column.flatten(0, 1)) for name, column in further.items() if name not in same}
+    if same:
+        parts = [rows, *(column.flatten(0, 1) for column in same.values())]
+        own, *others = torch.split(encode(torch.cat(parts)), [len(part) for part in parts])
+        joined |= dict(zip(same, others, strict=True))
+    else:
+        own = encode(rows)
+    return own, {name: joined[name].reshape(*column.shape[:2], own.shape[1]) for name, column in further.items()}
 
 
 def _described(model: config.Model) -> tuple[Architecture, weights.Origin | None]:

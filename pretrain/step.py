@@ -18,7 +18,7 @@ from pretrain.values import Batch, Features, Pairs, Terms
 def plain_step(engine: Engine, objectives: list[Objective], exchange: Exchange, batch: Batch) -> tuple[Terms, Features]:
     """Gradients of the loss of the global batch, every tower seeing this rank's rows at once."""
     features = engine.forward(batch, partial(exchange.announce, losses=len(objectives)))
-    terms = loss_terms(objectives, Pairs(features, exchange, batch.ids))
+    terms = loss_terms(objectives, Pairs(features, exchange, batch.ids, batch.columns))
     engine.backward(total(terms))
     return terms, features
 
@@ -39,7 +39,7 @@ def cached_step(
         with torch.no_grad(), replays[-1].record():
             cached.append(engine.forward(part))
     leaves = join(cached)
-    terms = loss_terms(objectives, Pairs(leaves, exchange, batch.ids))
+    terms = loss_terms(objectives, Pairs(leaves, exchange, batch.ids, batch.columns))
     torch.autograd.backward(total(terms))
     start = 0
     for part, replay in zip(parts, replays, strict=True):

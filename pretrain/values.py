@@ -26,6 +26,10 @@ Terms = dict[str, Tensor]
 Announce = Callable[[Tensor], Tensor]
 """Text features [B, D] that are ready before the image tower starts -> the same, now on their way to other ranks."""
 
+IMAGES, TEXTS = ("image_views",), ("text_views", "captions")
+"""Columns of `Batch.extra` that go through a tower, [B, K, ...] to [B, K, D]; all others reach an objective as they
+are."""
+
 
 @dataclass(frozen=True)
 class Skip:
@@ -52,7 +56,7 @@ class Batch:
     """B names, `shard/key`, for messages."""
     skips: tuple[Skip, ...] = ()
     extra: dict[str, Tensor] = field(default_factory=dict)
-    """Further columns an objective asked for by name, [B, ...]."""
+    """Further columns an objective asked for by name (`objectives.base` lists them), [B, ...]."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,6 +79,16 @@ class Batch:
     def tensors(self) -> dict[str, Tensor]:
         return {"images": self.images, "texts": self.texts, "ids": self.ids, **self.extra}
 
+    @property
+    def for_towers(self) -> dict[str, Tensor]:
+        """Further images and texts, [B, K, 3, H, W] and [B, K, L]."""
+        return {name: column for name, column in self.extra.items() if name in IMAGES + TEXTS}
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """What an objective takes as it is."""
+        return {name: column for name, column in self.extra.items() if name not in IMAGES + TEXTS}
+
 
 @dataclass(frozen=True)
 class Features:
@@ -89,7 +103,7 @@ class Features:
     logit_bias: Tensor | None = None
     """[] or None where the objective has no bias."""
     extra: dict[str, Tensor] = field(default_factory=dict)
-    """Whatever else an objective asked for by name, [B, ...] differentiable."""
+    """Of further images and texts that an objective asked for, [B, K, D] under their names in the batch."""
 
     def rows(self) -> dict[str, Tensor]:
         """What has a row for each pair, by name."""
@@ -115,6 +129,17 @@ class Pairs:
     exchange: Exchange
     ids: Tensor | None = None
     """[B] int64 sample ids."""
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    """The batch's further columns that go through no tower."""
+
+    @property
+    def extra(self) -> dict[str, Tensor]:
+        """What the objective asked for beside image and text, for this rank's rows.
+
+        'image_views', 'text_views' and 'captions' are features [B, K, D], unit norm, differentiable; 'caption_counts'
+        [B] int64 and 'meta:FIELD' [B, ...] are as the data has them.
+        """
+        return self.features.extra | self.columns
 
     @cached_property
     def trip(self) -> Trip:

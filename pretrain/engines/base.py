@@ -17,7 +17,7 @@ class Engine(Protocol):
     world: World
 
     def forward(self, batch: Batch, announce: Announce | None = None) -> Features:
-        """Features of this rank's rows, through whatever wraps the model.
+        """Features of this rank's rows, further views and captions among them, through whatever wraps the model.
 
         Args:
             announce: called with the text features before the image tower starts; what it returns takes their place.

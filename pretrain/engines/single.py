@@ -36,7 +36,7 @@ class Single:
         return model
 
     def forward(self, batch: Batch, announce: Announce | None = None) -> Features:
-        features: Features = self.wrapped(batch.images, batch.texts, announce)
+        features: Features = self.wrapped(batch.images, batch.texts, announce, batch.for_towers)
         return features
 
     @contextmanager

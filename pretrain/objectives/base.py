@@ -13,6 +13,22 @@ exchange and engine make that the mean over the world. One file per method, and 
 
         def forward(self, pairs: Pairs) -> Terms:
             return {"siglip": self.options.weight * ops.pairwise_sigmoid(pairs)}
+
+What it needs beside image, text and ids it says in `needs`, and finds by name in `pairs.extra`, for this rank's rows
+(D is the width of the embedding; what passes a tower becomes unit-norm features that carry a gradient)::
+
+    needs                       pairs.extra
+    image_views:2               image_views [B, 2, D]: further crops of the image, augmented by data.view_augment
+    text_views:2                text_views [B, 2, D]: the caption, edited by data.text_edits
+    captions:4                  captions [B, 4, D]: of all the image's captions, in random order; where there are fewer
+                                they repeat from the first, and caption_counts [B] int64 says how many are different
+    meta:label                  meta:label [B] int64, -1 where a sample has none
+    meta:score:float            meta:score [B] fp32, NaN where a sample has none
+    meta:language:text          meta:language [B] int64: a hash; equal ids are equal texts; -1 for none
+    meta:boxes:10x4:float       meta:boxes [B, 10, 4] fp32, cut or filled with NaN (integers: -1)
+
+Objectives of one run share what they need: of two numbers of captions or views everyone gets the larger one. Columns of
+other ranks, where a method needs them, come with `pairs.exchange.gather`.
 """
 
 from __future__ import annotations
@@ -35,7 +51,8 @@ class Objective(nn.Module, ABC):
         """Factor of this objective in the sum."""
 
     needs: frozenset[str] = frozenset()
-    """Names of extra columns of the batch or features; a run that cannot give them fails before the first batch."""
+    """Further columns, as above; a run that cannot give them fails before the first batch. Where they depend on the
+    options, `__init__` sets them: `self.needs = frozenset({f"captions:{options.captions}"})`."""
     streams: bool = True
     """Whether it works block by block; False asks for an exchange that holds all columns at once."""
     init_logit_scale: float = 1 / 0.07
