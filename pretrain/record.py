@@ -1,8 +1,9 @@
-"""environment.json: what a run ran on and with, one record per start, without secrets."""
+"""environment.json: what a run ran on and with, one record per start, without secrets. data.json: on which shards."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import re
@@ -22,7 +23,11 @@ import torch
 from pretrain import __version__
 from pretrain.checkpoint_files import write_atomic
 from pretrain.config import Run
+from pretrain.data import fingerprint
+from pretrain.data.fingerprint import Fact
 from pretrain.errors import UserError
+
+log = logging.getLogger(__name__)
 
 REDACTED = "(redacted)"
 _PACKAGES = (
@@ -79,6 +84,28 @@ def append(run_folder: Path, record: Mapping[str, Any]) -> None:
     if not isinstance(records, list):
         raise UserError(f"{path} is not a JSON list of starts; move it away")
     write_atomic(path, json.dumps([*records, record], indent=1) + "\n")
+
+
+def keep_data(run_folder: Path, facts: Sequence[Fact], fresh: bool) -> None:
+    """Write RUN/data.json, the shards that a run began with; one rank calls it at every start.
+
+    Args:
+        fresh: the run begins here; one that goes on keeps the file it has.
+    """
+    path = run_folder / "data.json"
+    if fresh or not path.exists():
+        write_atomic(path, fingerprint.dump(facts))
+
+
+def data_changes(run_folder: Path, facts: Sequence[Fact]) -> str:
+    """What has happened to the shards since RUN/data.json was written; '' where that cannot be told."""
+    path = run_folder / "data.json"
+    try:
+        before = fingerprint.parse(path.read_text())
+    except (OSError, UserError) as error:
+        log.warning("%s: cannot tell which shards have changed: %s", path, error)
+        return ""
+    return fingerprint.summary(fingerprint.differences(before, facts))
 
 
 def redact_variables(variables: Mapping[str, str]) -> dict[str, str]:

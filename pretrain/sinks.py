@@ -137,7 +137,7 @@ def open_sinks(run: Run, world: World, total_samples: int, step: int = 0, sample
         return Sinks({}, [])
     files = {
         "metrics": Jsonl(run.path / "metrics.jsonl", lambda record: record["step"] <= step),
-        "skips": Jsonl(run.path / "skips.jsonl", lambda record: record["index"] < samples),
+        "skips": Jsonl(run.path / "skips.jsonl", lambda record: bool(samples) and record["index"] < samples),
         "events": Jsonl(run.path / "events.jsonl"),
     }
     makers: list[Callable[[], Sink]] = [

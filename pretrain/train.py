@@ -168,8 +168,10 @@ class Training:
             raise UserError(f"checkpoint.resume is False, but {found} exists: use another name, or remove the folder")
         state = checkpoint.load(found, self.world)
         for fact, now in self.facts().items():
-            if state.facts.get(fact) != now:
-                was = state.facts.get(fact)
+            was = state.facts.get(fact)
+            if was != now:
+                if fact == "data" and (told := record.data_changes(self.run.path, self.source.facts)):
+                    raise UserError(f"data.train: {told}: restore what {found} was trained on, or use another name")
                 raise UserError(f"{found}: {fact} was {was} and is {now} now: restore it, or use another name")
         self.step, self.skipped = state.step, state.facts["skipped"]
         self.engine.load(state.weights, state.optimizer)
@@ -200,6 +202,10 @@ class Training:
             sinks = open_sinks(self.run, self.world, self.total_samples, self.step, self.samples)
             if self.world.is_main:
                 record.append(self.run.path, record.environment(self.run))
+                record.keep_data(self.run.path, self.source.facts, fresh=self.step == 0)
+                if self.source.damage and not self.step:
+                    sinks.skips(self.source.damage)
+                    log.warning("data.train: shards are damaged: %d notes in skips.jsonl", len(self.source.damage))
         sinks.event("start", step=self.step, ranks=self.world.size, pids=self.world.share(os.getpid()))
         return sinks
 

@@ -41,10 +41,10 @@ def fingerprint(shards: Iterable[Shard | Fact]) -> str:
     return digest.hexdigest()
 
 
-def dump(facts: Sequence[Fact], fingerprint: str) -> str:
+def dump(facts: Sequence[Fact]) -> str:
     """The text of a run's data.json; a line for each shard."""
     lines = ",\n".join(json.dumps(fact._asdict()) for fact in facts)
-    return f'{{"format": "{_FORMAT}", "fingerprint": "{fingerprint}", "shards": [\n{lines}\n]}}\n'
+    return f'{{"format": "{_FORMAT}", "fingerprint": "{fingerprint(facts)}", "shards": [\n{lines}\n]}}\n'
 
 
 def parse(text: str) -> list[Fact]:

@@ -56,7 +56,7 @@ def make_index(
     """
     data = replace(data or Data(), index_dir=index_dir or (data.index_dir if data else None))
     store = storage.make(data)
-    names = expand(patterns, "shards")
+    names = expand(patterns, "shards", store)
     before = [known(name, data, store) for name in names]
     found, members, problems = list[Shard](), Counter[str](), list[str]()
     opened = _again(names, data, store) if check else ((s, load(s)) for s in open_shards(names, data, store))

@@ -15,6 +15,7 @@ from pretrain.data.captions import MAX_TEXT_BYTES
 from pretrain.data.decode import BadSample
 from pretrain.data.fingerprint import Fact, fingerprint
 from pretrain.data.opened import Opened, OpenShards
+from pretrain.data.patterns import Entry
 from pretrain.data.shards import Shard
 from pretrain.data.storage import Missing, Storage
 from pretrain.data.storage.base import changed
@@ -47,16 +48,6 @@ class RawSample:
     def captions(self) -> list[str]:
         """All captions, each once; may be empty."""
         return list(dict.fromkeys(text for texts in self.texts.values() for text in texts))
-
-
-class Named(Protocol):
-    """Shards that one entry of data.train names: `patterns.Entry`."""
-
-    @property
-    def paths(self) -> Sequence[str]: ...
-
-    @property
-    def weight(self) -> float | None: ...
 
 
 class Source(Protocol):
@@ -117,14 +108,14 @@ class ShardSource:
 
     def __init__(
         self,
-        entries: Sequence[Named] | Sequence[str],
+        entries: Sequence[Entry] | Sequence[str],
         data: Data,
         store: Storage | None = None,
         start: int = 0,
         field: str = "data.train",
         meta_columns: Sequence[str] = (),
     ) -> None:
-        groups = [(list(entry.paths), entry.weight) for entry in entries if not isinstance(entry, str)]
+        groups = [(entry.paths, entry.weight) for entry in entries if not isinstance(entry, str)]
         groups = groups or [([str(entry) for entry in entries], None)]
         names = [name for paths, _ in groups for name in paths]
         self._data, self._store = data, store or storage.make(data)

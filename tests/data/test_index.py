@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pretrain.config import Data
-from pretrain.data import indexing, shards, storage, tar
+from pretrain.data import indexing, storage, tar
 from pretrain.data.index import expand, fingerprint, make_index
 from pretrain.data.patterns import braces
 from pretrain.data.reader import ShardSource
