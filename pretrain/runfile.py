@@ -30,7 +30,7 @@ def load(path: str | Path | None, args: list[str]) -> Run:
     args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--") else [arg])]
     choices, args = _choices(tree.pop("objective", "clip"), args)
     schema, default = _schema([choice["name"] for choice in choices])
-    written = _flatten(tree) + _flatten({"objective": {c["name"]: _without(c, "name") for c in choices}})
+    written = _flatten(tree) + _flatten({"objective": {_field(c["name"]): _without(c, "name") for c in choices}})
     known = dict(_knobs(default))
     _check_names(known, written, f" in {path}")
     _check_names(known, args, " on the command line")

@@ -20,7 +20,7 @@ from pretrain import checkpoint, claim, engines, objectives, optim, record, runf
 from pretrain.arithmetic import open_exchange
 from pretrain.checkpoint import State
 from pretrain.config import Run, check_world
-from pretrain.data import tokenizer
+from pretrain.data import tokenizer, wanted
 from pretrain.data.loader import Loader, combine, row_digests, train_loader, train_source
 from pretrain.ema import Average
 from pretrain.errors import Stopped, UserError
@@ -59,8 +59,11 @@ class Training:
         self.step, self.skipped, self.saved_at = 0, 0, time.monotonic()
         with world.together("building the run"):
             self.objectives = [objectives.find(choice.name)(choice.options) for choice in run.objective]
+            self.wanted = wanted.of_objectives(self.objectives)
             self.model = build(run.model, self.objectives, run.seed, world.device, known.get("model"))
             self.source = train_source(run.data, world, self.model.image_spec)
+            if world.is_main:  # the others hear of it
+                wanted.refuse_missing(self.wanted, self.source)
             self.tokenize = tokenizer.build(self.model.architecture.name)
             refuse_inexact(run, self.model, world)
         self.exchange = open_exchange(run, world, int(self.model.architecture.towers["embed_dim"]))
@@ -183,7 +186,7 @@ class Training:
     def loader(self) -> Loader:
         """This rank's part of every remaining global batch."""
         spec, window = self.model.image_spec, (self.samples, self.total_samples)
-        return train_loader(self.run, self.world, spec, self.tokenize, *window, self.source)
+        return train_loader(self.run, self.world, spec, self.tokenize, *window, self.source, self.wanted)
 
     def batches(self, loader: Loader) -> Iterator[tuple[Batch, float]]:
         """Every batch with the seconds waited for it; what stops the data of one rank stops all, with its reason."""

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from pretrain import config, engines, exchange, objectives, step
+from pretrain import config, engines, exchange, objectives, runfile, step
 from pretrain.data import wanted
 from pretrain.data.wanted import Wanted
 from pretrain.model import DualEncoder, build
@@ -204,6 +204,17 @@ def test_needs_follow_options() -> None:
     assert wanted.of_objectives([objectives.find("clip")(objectives.find("clip").Options())]) == Wanted()
 
 
+def test_options_of_a_dotted_name_are_read_and_written(tmp_path: Path) -> None:
+    """Else neither a file nor a run folder's own config.yaml could name them."""
+    needy()
+    path = tmp_path / "run.yaml"
+    path.write_text("{train: {samples: 8}, data: {source: synthetic}, objective: {name: toys.needy, views: 3}}")
+    run = runfile.load(path, [])
+    assert run.objective[0].options.views == 3
+    path.write_text(runfile.dump(run))
+    assert runfile.load(path, []) == run
+
+
 def shard(path: Path, samples: int = 24) -> str:
     """Pictures with captions and every field that the objective needs, here and there without one."""
     with tarfile.open(path, "w") as tar:
@@ -229,7 +240,7 @@ def train(folder: Path, ranks: int = 1, expect: int = 0, **options: Any) -> tupl
     train = shard(folder / "a.tar")
     run |= {"name": "needy", "folder": str(folder / f"runs{ranks}"), "objective": {"name": "toys.needy"} | options}
     run["data"] = {"source": "shards", "train": [train], "workers": 1}
-    run["train"] = {"samples": 48, "global_batch": 8}
+    run["train"], run["optim"] = {"samples": 48, "global_batch": 8}, {"lr": 1e-3}
     run["log"] = {"every_steps": 1, "batch_digest": True}
     (folder / "needy.yaml").write_text(yaml.safe_dump(run))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
