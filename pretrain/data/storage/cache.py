@@ -22,7 +22,6 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import xxhash
@@ -72,7 +71,7 @@ class Cache:
                     self._get(name, stat, path, source)
                 blob = opened(path, name, stat)  # before the lock is gone: then it may have to make room again
         if blob is None:
-            raise OSError(errno.ESTALE, f"{path}: was removed while it was made; leave data.cache_dir alone")
+            raise OSError(f"{path}: was removed while it was made; leave data.cache_dir alone")
         return blob
 
     def path(self, name: str, stat: Stat) -> str:
@@ -117,8 +116,8 @@ class Cache:
         time.sleep(0.2)
 
     def _get(self, name: str, stat: Stat, path: str, source: Source) -> None:
-        partial = self.admit(name, stat.size, path)
-        for attempt in range(3):
+        partial, refused = self.admit(name, stat.size, path), list[str]()
+        while True:
             with Partial(partial, stat.size, name) as sink:
                 try:
                     source.download(name, stat, sink)
@@ -130,32 +129,36 @@ class Cache:
                     os.unlink(partial)
                     raise
                 os.fsync(sink.file.fileno())
-            if self._is_right(name, partial, source, last=attempt == 2):
+            if _is_right(name, partial, source.checksum(name), refused):
                 publish(partial, path)
                 return
             os.unlink(partial)
 
-    def _is_right(self, name: str, partial: str, source: Source, last: bool) -> bool:
-        """Whether the content is what the store says. Raises: UserError: it is not, and this was the last attempt."""
-        expected, bucket = source.checksum(name), "/".join(name.split("/")[:3])
-        if expected is None or (not expected.certain and bucket in _no_md5):
-            return True
-        with open(partial, "rb") as file:
-            found = hashlib.file_digest(file, expected.algorithm).hexdigest()
-        if found == expected.digest:
-            return True
-        says = f"{name}: {expected.algorithm} is {found}, its store says {expected.digest}"
-        before = f"{partial}.refused"
-        if not expected.certain and os.path.exists(before) and Path(before).read_text() == found:
-            os.unlink(before)
-            _no_md5.add(bucket)
-            log.warning("%s; downloaded twice alike, so the etags of %s are no md5 and are not checked", says, bucket)
-            return True
-        if last:
-            raise UserError(f"{says}, three times; put the shard there again")
-        write_whole(before, found.encode())
-        log.warning("%s; downloading it again", says)
-        return False
+
+def _is_right(name: str, path: str, expected: Checksum | None, refused: list[str]) -> bool:
+    """Whether a file's content is what its store says; where not, its digest is added to `refused`.
+
+    Raises:
+        UserError: it is not, for the third time.
+    """
+    bucket = "/".join(name.split("/")[:3])
+    if expected is None or (not expected.certain and bucket in _no_md5):
+        return True
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, expected.algorithm).hexdigest()
+    if found == expected.digest:
+        return True
+    says = f"{name}: {expected.algorithm} is {found}, its store says {expected.digest}"
+    if not expected.certain and found in refused:
+        _no_md5.add(bucket)
+        log.warning("%s; downloaded twice alike, so the etags of %s are no md5 and are not checked", says, bucket)
+        return True
+    refused.append(found)
+    if len(refused) == 3:
+        os.unlink(path)
+        raise UserError(f"{says}, three times; put the shard there again")
+    log.warning("%s; downloading it again", says)
+    return False
 
 
 class CachedBlob(LocalBlob):
@@ -236,7 +239,13 @@ def recorded(path: str) -> Stat | None:
             if _digest(path) != stat.version:
                 return None
             _record(path, found, stat.version)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or a record that is no record
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # not there, or a record that is no record
         return None
     return stat
 

@@ -94,7 +94,7 @@ class Patience:
         left = self._since + self.retry_s - now
         if left <= 0:
             tried = f"after trying again for {self.retry_s:g} s (data.retry_s)"
-            raise OSError(errno.EIO, f"{self.name}: cannot be read {tried}: {_line(error)}") from error
+            raise OSError(f"{self.name}: cannot be read {tried}: {_line(error)}") from error
         longest = min(self.LONGEST_S, self.FIRST_S * 2**self._turn)
         time.sleep(min(left, longest * random.uniform(0.5, 1.0)))  # ranks that failed together come back apart
         self._turn += 1
@@ -112,6 +112,8 @@ def persist(name: str, retry_s: float, attempt: Callable[[], T]) -> T:
 
 def status(error: BaseException) -> int | None:
     """The HTTP status that an error of any of the drivers carries."""
+    if type(error).__module__ == "aiohttp.http_exceptions":
+        return None  # the parser's own, which says 400 of an answer that broke off
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -142,6 +144,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _line(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:  # fsspec says so of every failed HEAD
+        error = error.__cause__
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:200]}" if words else type(error).__name__
 

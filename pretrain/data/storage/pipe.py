@@ -8,7 +8,6 @@ slower, as it runs the command again for each shard whose output is no longer th
 from __future__ import annotations
 
 import atexit
-import errno
 import fcntl
 import glob
 import os
@@ -71,7 +70,7 @@ class Pipe:
                 stat = recorded(path)
             blob = stat and opened(path, name, stat)
         if not blob:
-            raise OSError(errno.ESTALE, f"{path}: was removed while it was made; leave data.cache_dir alone")
+            raise OSError(f"{path}: was removed while it was made; leave data.cache_dir alone")
         return blob
 
 

@@ -73,15 +73,17 @@ class Remote:
         return RemoteBlob(self, name, now)
 
     def names(self, pattern: str) -> list[str]:
-        protocol = pattern.partition("://")[0]
+        """Raises: UserError: it is refused. OSError: as `Blob.read`."""
+        protocol, _, tail = pattern.partition("://")
 
         def attempt() -> list[str]:
             system = self.system(pattern)
-            return [system.unstrip_protocol(path) for path in system.glob(system._strip_protocol(pattern))]
+            return [system.unstrip_protocol(path) for path in system.glob(_path(system, pattern))]
 
-        prefix = f"{protocol}://"
-        found = persist(pattern, self.retry_s, attempt)
-        return sorted(prefix + name.partition("://")[2] for name in found if not name.endswith("/"))
+        found = [name.partition("://")[2] for name in persist(pattern, self.retry_s, attempt)]
+        if not tail.startswith("/"):  # as the pattern was written, not as the driver does
+            found = [name.lstrip("/") for name in found]
+        return sorted(f"{protocol}://{name}" for name in found if not name.endswith("/"))
 
     def write(self, name: str, content: bytes) -> None:
         """Stores that fsspec writes to show an object when it is whole."""
@@ -92,7 +94,7 @@ class Remote:
     def read(self, name: str, stat: Stat, offset: int, size: int) -> bytes:
         """As `Blob.read`, of a shard that is `stat`."""
         stop = min(offset + size, stat.size)
-        content, patience = bytearray(), Patience(name, self.retry_s)
+        content, patience, broke = bytearray(), Patience(name, self.retry_s), False
         while (reached := offset + len(content)) < stop:
             try:
                 fetch(self.system(name), name, stat, reached, stop, content, self.stall_s)
@@ -102,7 +104,9 @@ class Remote:
                 if offset + len(content) > reached:
                     patience.progress()
                 patience.failed(error)
-                self._same(name, stat)
+                broke = True
+        if broke and not is_conditional(name, stat):
+            self._same(name, stat)
         if len(content) > max(0, stop - offset):
             raise changed(name)
         return bytes(content)

@@ -49,7 +49,7 @@ def _entries(folder: str) -> list[_Entry]:
             stat, partial = item.stat(), _PARTIAL.fullmatch(item.path)
             if partial:
                 found.append(_Entry(stat.st_mtime_ns, int(partial[2]), item.path, partial[1]))
-            elif _SHARD.fullmatch(item.name) and not item.name.endswith((".json", ".lock", ".tmp", ".refused")):
+            elif _SHARD.fullmatch(item.name) and not item.name.endswith((".json", ".lock", ".tmp")):
                 found.append(_Entry(stat.st_atime_ns, stat.st_size, item.path, item.path))
     return found
 
@@ -60,7 +60,7 @@ def _remove(entry: _Entry, of: str) -> bool:
     if of.startswith(f"{entry.owner}."):  # an older partial file of the shard that we are downloading ourselves
         return _unlink(entry.path)
     with try_lock(owner) as free:
-        return free and _unlink(entry.path, f"{entry.owner}.json", f"{entry.path}.refused", owner)
+        return free and _unlink(entry.path, f"{entry.owner}.json", owner)
 
 
 def _unlink(*paths: str) -> bool:
