@@ -211,26 +211,53 @@ def _pack_shards(
 
 
 def index(args: list[str]) -> None:
-    """`pretrain index SHARDS... [--check]`."""
+    """`pretrain index SHARDS... [--check] [--report PAGE]`."""
     flags.command(_index, args, "pretrain index")
 
 
-def _index(patterns: Positional[tuple[str, ...]], /, *, check: bool = False, json: bool = False) -> None:
-    """Build the offset index of each shard.
+def _index(
+    patterns: Positional[tuple[str, ...]],
+    /,
+    *,
+    check: bool = False,
+    report: Path | None = None,
+    decode: int = 256,
+    image_keys: tuple[str, ...] = Data.image_keys,
+    text_keys: tuple[str, ...] = Data.text_keys,
+    index_dir: str | None = None,
+    cache_dir: str | None = None,
+    workers: int = 0,
+    json: bool = False,
+) -> None:
+    """Build the offset index of each shard, or check the shards.
 
     Args:
-        patterns: Shards: paths, globs and brace patterns.
-        check: Read the shards again and compare with the stored indexes.
+        patterns: Shards: paths, URLs, globs and brace patterns.
+        check: Read the shards again, compare with the stored indexes, and tell what they hold.
+        report: With check: write an HTML page with histograms and pictures there.
+        decode: With check: images that are decoded, drawn at random.
+        image_keys: Tar member extensions that hold the image, first match wins.
+        text_keys: Where captions are: a text member, or 'json:FIELD'.
+        index_dir: Folder of the indexes; default: beside local shards, in a cache for remote ones.
+        cache_dir: Folder that keeps whole remote shards.
+        workers: Processes of the check; 0: one for each core.
         json: Print one JSON object instead of a table.
     """
-    from pretrain.data.index import make_index
+    from pretrain.data import index, inspect
 
     if not patterns:
         raise UserError("index: name the shards, such as 'shards/*.tar'")
-    report = make_index(patterns, check=check)
-    show(report, json)
-    if report.problems:
-        raise UserError(f"{len(report.problems)} of {report.shards} shards are not as their index says; see above")
+    if report is not None and not check:
+        raise UserError(f"report {report}: only a check reads what a page shows; add --check")
+    where = Data(image_keys=image_keys, text_keys=text_keys, index_dir=index_dir, cache_dir=cache_dir)
+    found: Any
+    if check:
+        found = inspect.check(patterns, where, report=report, decode=decode, workers=workers)
+    else:
+        found = index.make_index(patterns, data=where)
+    show(found, json)
+    if found.problems:
+        raise UserError(f"{len(found.problems)} things are wrong with the {found.shards} shards; see above")
 
 
 BENCHES = {

@@ -26,9 +26,9 @@ _WINDOW = 1 << 23
 class ShardReader:
     """All members of the samples of one shard, by large reads that follow each other, which suits remote shards."""
 
-    def __init__(self, shard: Shard, storage: Storage) -> None:
-        self.shard = shard
-        self.index: ShardIndex = stored.load(shard)
+    def __init__(self, shard: Shard, storage: Storage, index: ShardIndex | None = None, window: int = _WINDOW) -> None:
+        self.shard, self._window = shard, window
+        self.index = stored.load(shard) if index is None else index
         self._blob: Blob = storage.open(shard.path, shard.stat)
         self._start, self._held = 0, b""
 
@@ -50,7 +50,7 @@ class ShardReader:
             raise BadSample(f"a member has {size} bytes, the limit is {most}")
         at = offset - self._start
         if not 0 <= at <= at + size <= len(self._held):
-            self._start, self._held, at = offset, self._blob.read(offset, max(size, _WINDOW)), 0
+            self._start, self._held, at = offset, self._blob.read(offset, max(size, self._window)), 0
         if at + size > len(self._held):
             raise UserError(f"{self.shard.path}: is cut short at byte {offset}; copy the shard again")
         return self._held[at : at + size]
