@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pretrain.data.stages import STAGES, Work, diagnose
 from pretrain.values import Skip, StepReport
 from pretrain.world import World
 
 KEYS = (
     *("step", "epoch", "samples", "loss", "terms", "lr", "logit_scale", "logit_bias", "grad_norm", "samples_per_s"),
-    *("step_s", "data_wait_s", "exchange_bytes", "peak_memory_bytes", "skipped", "batch_digest"),
+    *("step_s", "data_wait_s", "exchange_bytes", "peak_memory_bytes", "skipped", "truncated", "batch_digest"),
 )
-"""Keys of a record, in order: metrics.jsonl has exactly these."""
+"""Keys of a record, in order: metrics.jsonl has exactly these. `skipped` counts samples since the run began,
+`truncated` the captions that were cut to the context length since the last record, both over all ranks."""
+MAX_WAIT = 0.01
+"""Share of a step's time; steps that wait longer for data are told why."""
+QUIET_WINDOWS = 20
+"""Records from one such line to the next."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,19 +97,42 @@ class Clock:
         return speed
 
 
+class Loading(Protocol):
+    """A loader, as far as it is measured."""
+
+    @property
+    def workers(self) -> int:
+        """Processes of this rank."""
+        ...
+
+    @property
+    def work(self) -> Work:
+        """Of this rank so far."""
+        ...
+
+
 class Meter:
     """Makes records of logged steps; every rank keeps one, because losses are means over ranks."""
 
-    def __init__(self, world: World, skipped: int = 0, now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        world: World,
+        skipped: int = 0,
+        now: Callable[[], float] = time.perf_counter,
+        loader: Loading | None = None,
+    ) -> None:
         """
         Args:
             skipped: samples replaced before this start of the run, over all ranks.
+            loader: whose work is told; None: nobody's, and nothing is said of it.
         """
         self.world = world
         self.clock = Clock(now)
         self.skipped = skipped
         self._skips: list[Skip] = []
         self._sent = 0
+        self._loader, self._worked = loader, Work()
+        self._quiet = 1  # the first window holds the start of the workers, which says nothing of what follows
 
     def step(self, samples: int, skips: Sequence[Skip] = (), waited_s: float = 0.0) -> None:
         """One optimizer step was done.
@@ -136,8 +168,11 @@ class Meter:
         found = self._means(report, (sent - self._sent) / max(self.clock.steps, 1))
         self._sent = sent
         untold = round(found.pop("skipped") * self.world.size)
+        truncated = round(found.pop("work/truncated") * self.world.size)
         data_wait_s, exchange_bytes = found.pop("data_wait_s"), round(found.pop("exchange_bytes"))
         speed = self.clock.look()
+        seconds = {stage: found.pop(f"work/{stage}") for stage in STAGES}
+        self._tell_wait(data_wait_s / speed.step_s, seconds, speed.samples_per_s / self.world.size)
         norms = {name: found.pop(f"grad_norm/{name}") for name in ("total", "image", "text")}
         values: dict[str, Any] = {
             "loss": found.pop("loss"),
@@ -150,6 +185,7 @@ class Meter:
         values |= {"samples_per_s": speed.samples_per_s, "step_s": speed.step_s, "data_wait_s": data_wait_s}
         values |= {"exchange_bytes": exchange_bytes}
         values |= {"peak_memory_bytes": peak_memory_bytes(self.world.device), "skipped": self.skipped + untold}
+        values |= {"truncated": truncated}
         return {key: values[key] for key in KEYS}
 
     def take_skips(self) -> list[Skip]:
@@ -164,8 +200,25 @@ class Meter:
         self.skipped += len(everyone)
         return everyone
 
+    def _tell_wait(self, share: float, seconds: Mapping[str, float], samples_per_s: float) -> None:
+        """One line of the first rank where steps wait for data, which is not said again for QUIET_WINDOWS records."""
+        self._quiet -= 1
+        if self._loader is None or share <= MAX_WAIT or self._quiet >= 0:
+            return
+        self._quiet = QUIET_WINDOWS
+        if self.world.is_main:
+            log.warning("%s", diagnose(share, seconds, samples_per_s, self._loader.workers))
+
+    def _work(self) -> Work:
+        """What this rank's loader has done since the last record."""
+        if self._loader is None:
+            return Work()
+        before, self._worked = self._worked, replace(self._loader.work)
+        return self._worked.since(before)
+
     def _means(self, report: StepReport, exchange_bytes: float) -> dict[str, float]:
         """Means over ranks of everything on the device, in one all-reduce and one copy to the host."""
+        work = self._work()
         named: dict[str, Tensor | float] = {
             "loss": report.loss,
             "logit_scale": report.logit_scale,
@@ -177,6 +230,7 @@ class Meter:
             "skipped": float(len(self._skips)),
             "data_wait_s": self.clock.data_wait_s,
             "exchange_bytes": exchange_bytes,
+            **{f"work/{name}": float(getattr(work, name)) for name in (*STAGES, "truncated")},
         }
         device = report.loss.device
         # fp64: a sum of W equal fp32 numbers divided by W is then that number again.

@@ -74,7 +74,7 @@ class Training:
     def fit(self, stop: StopRequest) -> None:
         """Every remaining step."""
         with self.loader() as loader, self.sinks() as sinks:
-            meter = Meter(self.world, self.skipped)
+            meter = Meter(self.world, self.skipped, loader=loader)
             for batch, waited_s in self.batches(loader):
                 lr = optim.learning_rate(self.run.optim, self.samples, self.total_samples, self.run.train.global_batch)
                 terms, features = self.forward_backward(batch)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.metrics import KEYS, Clock, Meter, peak_memory_bytes, time_left_s
+from pretrain.data.stages import Work
+from pretrain.metrics import KEYS, QUIET_WINDOWS, Clock, Meter, peak_memory_bytes, time_left_s
 from pretrain.values import GradNorms, Skip, StepReport
 from pretrain.world import World
 
@@ -70,7 +71,10 @@ def test_record_has_exactly_the_documented_keys() -> None:
     record = meter.record(report(2.0), step=9, epoch=0.5, samples=288, lr=1e-3, batch_digest="ab", sent=3000)
     assert tuple(record) == KEYS
     documented = "step, epoch, samples, loss, terms, lr, logit_scale, logit_bias, grad_norm, samples_per_s, step_s, "
-    assert ", ".join(record) == documented + "data_wait_s, exchange_bytes, peak_memory_bytes, skipped, batch_digest"
+    assert (
+        ", ".join(record)
+        == documented + "data_wait_s, exchange_bytes, peak_memory_bytes, skipped, truncated, batch_digest"
+    )
     assert record["grad_norm"] == {"total": 5.0, "image": 3.0, "text": 4.0}
     assert record["terms"] == {"a": 1.5, "b": 0.5}
     assert record["loss"] == 2.0
@@ -153,3 +157,54 @@ def test_means_over_ranks_by_one_all_reduce(ranks: Any) -> None:
         assert record["skipped"] == 3
         assert skips == [9, 9, 10]
         assert calls == 1
+
+
+class Loading:
+    """What a meter asks of a loader."""
+
+    workers = 2
+
+    def __init__(self) -> None:
+        self.work = Work()
+
+
+def windows(count: int, waited_s: float, now: Time, meter: Meter, loader: Loading) -> None:
+    """Records of one step of a second each, whose data came after `waited_s`."""
+    for step in range(count):
+        loader.work.add(Work(read=0.1, decode=1.5, text=0.2, idle=0.2, samples=410))
+        meter.step(410, waited_s=waited_s)
+        now.at += 1.0
+        meter.record(report(1.0), step=step, epoch=0, samples=step, lr=1.0)
+
+
+def test_steps_that_wait_are_told_why_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    now, loader = Time(), Loading()
+    meter = Meter(ONE, now=now, loader=loader)
+    windows(1, 0.5, now, meter, loader)
+    assert not caplog.messages, "the first window holds the start of the workers"
+    windows(QUIET_WINDOWS, 0.31, now, meter, loader)
+    assert caplog.messages == [
+        "data: steps wait 31 % of the time for data; decoding is the limit (75 % of the workers' time, 2 workers at "
+        "410 samples/s): raise data.workers or pack smaller images"
+    ]
+    windows(QUIET_WINDOWS, 0.31, now, meter, loader)
+    assert len(caplog.messages) == 2
+
+
+def test_nothing_is_said_where_the_loader_keeps_up_or_there_is_none(caplog: pytest.LogCaptureFixture) -> None:
+    now, loader = Time(), Loading()
+    windows(30, 0.009, now, Meter(ONE, now=now, loader=loader), loader)
+    windows(30, 0.9, now, Meter(ONE, now=now), loader)
+    windows(30, 0.9, now, Meter(World(1, 1, 1, ONE.device), now=now, loader=loader), loader)
+    assert not caplog.messages
+
+
+def test_cut_captions_are_those_since_the_last_record() -> None:
+    loader = Loading()
+    meter = Meter(ONE, loader=loader)
+    found = []
+    for step, cut in enumerate((3, 0, 4)):
+        loader.work.truncated += cut
+        meter.step(8)
+        found.append(meter.record(report(1.0), step=step, epoch=0, samples=8, lr=1.0)["truncated"])
+    assert found == [3, 0, 4]

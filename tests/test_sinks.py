@@ -34,7 +34,7 @@ def record(step: int, **changes: Any) -> dict[str, Any]:
     values = {"step": step, "epoch": 0.1, "samples": step * 32, "loss": 2.5, "terms": {"clip": 2.5}, "lr": 1e-3}
     values |= {"logit_scale": 14.3, "logit_bias": None, "grad_norm": {"total": 1.0, "image": 0.6, "text": 0.8}}
     values |= {"samples_per_s": 64.0, "step_s": 0.5, "data_wait_s": 0.1, "exchange_bytes": 0}
-    values |= {"peak_memory_bytes": 10, "skipped": 0, "batch_digest": None} | changes
+    values |= {"peak_memory_bytes": 10, "skipped": 0, "truncated": 0, "batch_digest": None} | changes
     assert tuple(values) == KEYS
     return values
 

@@ -14,7 +14,6 @@ from pretrain.config import Data, Run
 from pretrain.data import order
 from pretrain.data.digest import batch_digest, combine, row_digests
 from pretrain.data.evaluation import EvalBatch, EvalLoader, eval_loader
-from pretrain.data.landing import Wanted
 from pretrain.data.patterns import expand
 from pretrain.data.reader import ShardSource, Source
 from pretrain.data.rows import Part, Tokenize, TrainRows
@@ -23,6 +22,7 @@ from pretrain.data.stages import Work
 from pretrain.data.stream import Made, stream
 from pretrain.data.synthetic import SyntheticSource
 from pretrain.data.transforms import ImageSpec
+from pretrain.data.wanted import Wanted
 from pretrain.errors import UserError
 from pretrain.values import Batch, Skip
 from pretrain.world import World

@@ -16,12 +16,13 @@ from torch import Tensor
 from pretrain.config import Data
 from pretrain.data.captions import Texts
 from pretrain.data.decode import BadSample
-from pretrain.data.landing import Pixels, Wanted, columns
 from pretrain.data.order import SampleOrder, sample_random, view_random
+from pretrain.data.pixels import Pixels
 from pretrain.data.reader import RawSample, Source
 from pretrain.data.slab import Column, Columns, Layout
 from pretrain.data.stages import Stages
 from pretrain.data.transforms import ImageSpec
+from pretrain.data.wanted import Wanted, columns
 from pretrain.errors import UserError
 from pretrain.values import Skip
 

@@ -90,5 +90,9 @@ def diagnose(wait_share: float, seconds: Mapping[str, float], samples_per_s: flo
     whose = "the workers'" if workers else "the loader's"
     who = f"{workers} worker{'s' * (workers != 1)}" if workers else "no workers"
     fix = _FIXES[limit] if workers else _NO_WORKERS
-    share = f"{seconds[limit] / total:.0%} of {whose} time, {who} at {samples_per_s:,.0f} samples/s"
-    return f"data: steps wait {wait_share:.0%} of the time for data; {NAMES[limit]} is the limit ({share}): {fix}"
+    share = f"{_percent(seconds[limit] / total)} of {whose} time, {who} at {samples_per_s:,.0f} samples/s"
+    return f"data: steps wait {_percent(wait_share)} of the time for data; {NAMES[limit]} is the limit ({share}): {fix}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
