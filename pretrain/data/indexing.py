@@ -42,7 +42,7 @@ def open_shards(names: Sequence[str], data: Data, storage: Storage, start: int =
         UserError: a shard is no tar or gone, or its index cannot be written.
         OSError: a shard cannot be read.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
         found = dict(zip(names, pool.map(lambda name: known(name, data, storage), names), strict=True))
     turn = start % len(names) if names else 0
     todo = [name for name in (*names[turn:], *names[:turn]) if found[name] is None]
@@ -115,7 +115,7 @@ def _indexed(samples: dict[str, dict[str, tar.Member]]) -> ShardIndex:
     return ShardIndex(
         suffixes=tuple(number),
         first=np.cumsum([0, *map(len, samples.values())]).astype("<u4"),
-        suffix=np.array([number[suffix] for suffix, _ in flat], "<u2"),
+        suffix=np.array([number[suffix] for suffix, _ in flat], "<u4"),
         offset=np.array([member.offset for _, member in flat], "<u8"),
         size=np.array([member.size for _, member in flat], "<u8"),
         key_end=np.cumsum([0, *map(len, keys)]).astype("<u4"),

@@ -34,11 +34,13 @@ def check_installed(field: str) -> None:
         raise UserError(f"{field}: reading parquet needs pyarrow; pip install 'pretrain[table]'")
 
 
-def digest(shard: str, storage: Storage) -> str:
-    """Of the table beside a shard: its size and its footer; '' where there is none."""
-    try:
-        stat = storage.stat(beside(shard))
-    except Missing:
+def digest(shard: str, storage: Storage, texts: Sequence[str]) -> str:
+    """Of the table beside a shard: its size and its footer; '' where there is none, if `texts` allows that.
+
+    Raises: as `Table` where there is none.
+    """
+    stat = _stat(beside(shard), storage, texts)
+    if stat is None:
         return ""
     blob = storage.open(beside(shard), stat)
     try:
@@ -64,13 +66,9 @@ class Table:
         self._rows: dict[str, int] = {}
         self._others: list[str] = []
         name = beside(shard)
-        try:
-            stat = storage.stat(name)
-        except Missing:
-            if texts:
-                raise UserError(f"data.text_keys {PREFIX}{texts[0]}: {name} is missing beside its shard") from None
-            return
-        self._read(name, _whole(name, stat, storage), texts, others)
+        stat = _stat(name, storage, texts)
+        if stat is not None:
+            self._read(name, _whole(name, stat, storage), texts, others)
 
     def meta(self, key: str) -> dict[str, Any]:
         """The scalars of a sample; {} where it has no row."""
@@ -108,6 +106,15 @@ class Table:
         self._columns = {column: table.column(column).combine_chunks() for column in table.column_names}
         for row, key in enumerate(self._columns[_KEY].to_pylist()):
             self._rows.setdefault(str(key), row)
+
+
+def _stat(name: str, storage: Storage, texts: Sequence[str]) -> Stat | None:
+    try:
+        return storage.stat(name)
+    except Missing:
+        if texts:
+            raise UserError(f"data.text_keys {PREFIX}{texts[0]}: {name} is missing beside its shard") from None
+        return None
 
 
 def _whole(name: str, stat: Stat, storage: Storage) -> bytes:

@@ -223,7 +223,7 @@ class ShardSource:
         if self._columns or self._meta_columns:
             parquet.check_installed("data.text_keys")
             with ThreadPoolExecutor(_THREADS) as pool:
-                tables = pool.map(lambda shard: parquet.digest(shard.path, self._store), self.shards)
+                tables = pool.map(lambda shard: parquet.digest(shard.path, self._store, self._columns), self.shards)
                 digests = [f"{own}{table}" for own, table in zip(digests, tables, strict=True)]
         return [
             Fact(shard.name, shard.size, shard.samples, digest, turn)

@@ -67,7 +67,7 @@ class ShardIndex:
     first: np.ndarray
     """[samples + 1] uint32: members first[i] to first[i + 1] belong to sample i."""
     suffix: np.ndarray
-    """[members] uint16, into suffixes."""
+    """[members] uint32, into suffixes."""
     offset: np.ndarray
     """[members] uint64, bytes."""
     size: np.ndarray
@@ -182,4 +182,4 @@ def store(shard: Shard, index: ShardIndex) -> None:
 def _columns(shard: Shard) -> tuple[tuple[str, int], ...]:
     """dtype and length of the columns of an index's body, in order."""
     samples, members = shard.samples + 1, shard.members
-    return ("<u4", samples), ("<u2", members), *[("<u8", members)] * 2, ("<u4", samples), ("u1", shard.key_bytes)
+    return ("<u4", samples), ("<u4", members), *[("<u8", members)] * 2, ("<u4", samples), ("u1", shard.key_bytes)
