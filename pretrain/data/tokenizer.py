@@ -32,8 +32,10 @@ class Tokenizer:
 
     def __init__(self, tokenize: Any, context_length: int) -> None:
         self._tokenize, self.context_length = tokenize, context_length
-        if isinstance(getattr(tokenize, "cache", None), dict):
-            tokenize.cache = _BoundedCache(tokenize.cache, _CACHED_WORDS)
+        keepers: tuple[Any, ...] = (tokenize, getattr(tokenize, "tokenizer", None))  # the latter is Hugging Face's
+        for keeper in keepers:
+            if isinstance(getattr(keeper, "cache", None), dict):
+                keeper.cache = _BoundedCache(keeper.cache, _CACHED_WORDS)
         self._pad = int(self._ids([""], context_length)[0, -2])
         self.fingerprint: str = xxhash.xxh3_128_hexdigest(self(list(PROBE)).numpy().tobytes())
         """Of the ids of a fixed list of texts: two tokenizers that differ in use differ here."""
@@ -93,7 +95,10 @@ def build(model_name: str, context_length: int | None = None) -> Tokenizer:
 
 
 class _BoundedCache(dict[str, str]):
-    """The word cache of open_clip's BPE, which otherwise grows with every distinct word for ever."""
+    """The word cache of a BPE written in Python, which otherwise grows with every distinct word for ever.
+
+    (Those of the `tokenizers` package, in Rust, hold 10,000 words by themselves.)
+    """
 
     def __init__(self, special: dict[str, str], limit: int) -> None:
         super().__init__(special)

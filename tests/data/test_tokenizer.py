@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +48,73 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(cache) <= 50
     assert cache["<end_of_text>"] == "<end_of_text>", "special tokens are never dropped"
     assert torch.equal(small(["<end_of_text>"]), open_clip.get_tokenizer("ViT-B-32")(["<end_of_text>"]))
+
+
+def test_memory_of_a_tokenizer_inside_another_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As with Hugging Face's tokenizers in Python, whose BPE keeps every word too."""
+    from transformers import CTRLTokenizer
+
+    monkeypatch.setattr(tokenizer, "_CACHED_WORDS", 5)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    vocab = {piece: n for n, piece in enumerate(["<unk>", *letters, *(f"{letter}@@" for letter in letters)])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    inside = CTRLTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"), pad_token="<unk>")
+    small = tokenizer.Tokenizer(Wrapped(inside), 8)
+    assert isinstance(inside.cache, dict)
+    words = [f"w{letter}{other}" for letter in letters for other in letters]
+    small(words)
+    assert 0 < len(inside.cache) <= 5
+
+
+class Wrapped:
+    """open_clip's HFTokenizer around a tokenizer that is already there."""
+
+    context_length = 8
+
+    def __init__(self, inside: object) -> None:
+        self.tokenizer = inside
+
+    def __call__(self, texts: list[str], context_length: int | None = None) -> torch.Tensor:
+        options = {"max_length": context_length, "padding": "max_length", "truncation": True}
+        return self.tokenizer(texts, return_tensors="pt", **options).input_ids  # type: ignore[operator]
+
+
+FLAT = """
+import os, sys
+import torch
+from pretrain.data import tokenizer
+
+torch.set_num_threads(1)
+tokenize, letters = tokenizer.build("ViT-B-32"), "abcdefghijklmnopqrstuvwxyz"
+
+
+def captions(start, stop):
+    for n in range(start, stop, 256):
+        yield [" ".join("".join(letters[w // 26**k % 26] for k in range(5)) for w in range(10 * m, 10 * m + 10))
+               for m in range(n, min(n + 256, stop))]
+
+
+def run(start, stop):
+    for texts in captions(start, stop):
+        tokens = tokenize(texts)
+        tokenize.truncated(texts, tokens)
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+warm = run(0, 20_000)  # 200,000 words: the cache was full, emptied and full again
+print(run(20_000, 120_000) - warm)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_flat_over_a_million_distinct_words() -> None:
+    """100,000 captions of 10 words that never came before: without a bound they take 150 MB, with it 2."""
+    done = subprocess.run([sys.executable, "-c", FLAT], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 16 << 20, f"{int(done.stdout) / 2**20:.1f} MB more after a million words"
 
 
 def test_travels_to_another_process(clip: tokenizer.Tokenizer) -> None:
