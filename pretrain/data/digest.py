@@ -1,4 +1,4 @@
-"""Fingerprints of batches: equal for the same samples, pixels and tokens, however many ranks held them."""
+"""Fingerprints of batches: equal for the same samples, pixels, tokens and further columns, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pretrain.values import Batch
 
 
 def row_digests(batch: Batch) -> list[str]:
-    """A hash of each row's key, pixels and tokens; copies the batch to the CPU."""
-    images, texts = batch.images.cpu().numpy(), batch.texts.cpu().numpy()
-    rows = zip(batch.keys, images, texts, strict=True)
-    return [xxhash.xxh3_128_hexdigest(key.encode() + image.tobytes() + text.tobytes()) for key, image, text in rows]
+    """A hash of each row's key, pixels, tokens and further columns by name; copies the batch to the CPU."""
+    further = [batch.extra[name] for name in sorted(batch.extra)]
+    columns = [column.cpu().numpy() for column in (batch.images, batch.texts, *further)]
+    rows = zip(batch.keys, *columns, strict=True)
+    return [xxhash.xxh3_128_hexdigest(key.encode() + b"".join(part.tobytes() for part in row)) for key, *row in rows]
 
 
 def combine(rows: Iterable[str]) -> str:
