@@ -62,12 +62,13 @@ THIRD_PARTY = {  # package -> the only modules that may import it, because it is
     "triton": ["pretrain.kernels.*", "benchmarks.throttled_copy"],
     "matplotlib": ["benchmarks.pictures"],
     "open_clip": ["pretrain.compat", "benchmarks.*"],
-    "tyro": ["pretrain.flags", "pretrain.verbs"],
+    "tyro": ["pretrain.flags", "pretrain.verbs", "pretrain.verbs_data"],
     "pickle": [],
 }
 NO_TORCH = ["pretrain", "pretrain.__main__", "pretrain.cli", "pretrain.config", "pretrain.data.augmentations",
             "pretrain.data.edits", "pretrain.errors", "pretrain.flags", "pretrain.named", "pretrain.rules",
-            "pretrain.runfile", "pretrain.verbs", "pretrain.launch.*", "pretrain.plan.*"]  # fmt: skip
+            "pretrain.runfile", "pretrain.show", "pretrain.verbs", "pretrain.verbs_data",
+            "pretrain.launch.*", "pretrain.plan.*"]  # fmt: skip
 COLLECTIVES = ["pretrain.exchange.*", "pretrain.engines.*", "pretrain.world", "pretrain.losses", "benchmarks.*"]
 
 MAX_FILE, MAX_FUNCTION, MAX_OBJECTIVE = 300, 40, 80

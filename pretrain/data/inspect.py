@@ -88,21 +88,27 @@ def check(
     names = expand(patterns, "shards", storage.make(data))
     workers = min(workers or cores(), len(names))
     shards, problems = _verified(names, data, workers)
+    found = _scanned(shards, problems, data, workers, decode, _SHOWN if report else 0)
+    if report is not None:
+        _write(report, found)
+    return found.report
+
+
+def _scanned(
+    shards: list[tuple[Shard, bool]], problems: list[str], data: Data, workers: int, decode: int, shown: int
+) -> Found:
     total = sum(shard.samples for shard, _ in shards)
     scan = Scan(data, thin=1 + total // _MAX_HASHES, every=1 + total // _MAX_SIZES)
     meter = Meter("check", total)
     try:
-        tasks = _tasks(shards, total, decode, _SHOWN if report else 0)
+        tasks = _tasks(shards, total, decode, shown)
         scanned = sorted(spread(scan, tasks, workers, meter.add), key=lambda found: found.turn)
     finally:
         meter.close()
     tally = Tally()
     for one in scanned:
         tally += one.tally
-    found = Found(_report(shards, tally, scanned, scan, problems), tally)
-    if report is not None:
-        _write(report, found)
-    return found.report
+    return Found(_report(shards, tally, scanned, scan, problems), tally)
 
 
 @dataclass(frozen=True)
