@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pretrain.config import Data
+from pretrain.data import patterns, storage
 from pretrain.data.decode import BadSample, decode
-from pretrain.data.patterns import expand
 from pretrain.data.reader import RawSample, ShardSource, Source
 from pretrain.data.rows import Tokenize
 from pretrain.data.slab import Column, Columns
@@ -141,8 +141,13 @@ def _source(data: Data, world: World, spec: ImageSpec) -> Source:
         return SyntheticSource(data.synthetic_samples, spec.size, first=data.synthetic_samples)
     if not data.eval:
         raise UserError("data.eval is empty: name held-out shards")
-    paths = expand(data.eval, "data.eval")
-    return ShardSource(paths, data, start=world.rank * len(paths) // world.size, field="data.eval")
+    store = storage.make(data)
+    entries = patterns.entries(data.eval, store, "data.eval")
+    start = world.rank * sum(len(entry.paths) for entry in entries) // world.size
+    source = ShardSource(entries, data, store, start, field="data.eval")
+    for note in source.damage[:1]:
+        raise UserError(f"data.eval: {note.shard}: {note.reason}; a measurement over less would go unnoticed")
+    return source
 
 
 def _label(sample: RawSample) -> int | None:

@@ -1,6 +1,6 @@
 """Making indexes: of one shard from its headers, and of many at the speed of the disk.
 
-A shard on a disk is read in pieces around its headers, a remote one by large reads one after the other. Many shards
+A shard on a disk is read in small pieces one after the other, a remote one in large ones. Many shards
 are shared out among processes, because the walk is Python, and among the ranks that start together. Every index is
 stored as soon as it is made, so that a start that was interrupted goes on where it was.
 """
@@ -25,7 +25,8 @@ from pretrain.data.storage import Blob, Stat, Storage, is_local
 
 _THREADS, _REMOTE_THREADS = 8, 16
 _LOCAL_READ, _REMOTE_READ = 1 << 18, 1 << 23
-"""Bytes read at once: small ones skip over large members, large ones cost a remote store few requests."""
+"""Bytes read at once. From a disk so many that the system reads ahead (single headers of 30 KB samples come at half the
+disk's speed), and so few that large members are passed over; from a remote store, few requests."""
 _HELPED = 1 << 30
 """Bytes of shards from which on the start of further processes pays: about a second's work of one."""
 _MAX_NOTES = 20
@@ -148,7 +149,8 @@ class _Window:
 def _build_all(names: Sequence[str], data: Data, storage: Storage, progress: Progress) -> dict[str, Shard | None]:
     """Shards of this machine's disks, by processes where there is work for them, else by threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(len(names), cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", "1")))
+    count = min(len(names), cores // ranks)
     if count < 2 or sum(storage.stat(name).size for name in names) < _HELPED:
         return _each(names, lambda name: open_shard(name, data, storage), _THREADS, progress)
     with Helpers(count, data.index_dir) as helpers:

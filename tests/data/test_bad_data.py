@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pickle
+import random
 import re
 import struct
 import subprocess
@@ -24,8 +25,9 @@ import torch
 from PIL import Image
 
 from pretrain.config import Data, Run, Train
-from pretrain.data.loader import combine, row_digests, train_loader, train_source
+from pretrain.data.loader import combine, eval_loader, row_digests, train_loader, train_source
 from pretrain.data.order import mix
+from pretrain.data.tar import contents
 from pretrain.data.transforms import ImageSpec
 from pretrain.errors import UserError
 from pretrain.values import Batch, Skip
@@ -346,6 +348,54 @@ def test_a_thousand_defects_are_told_briefly(tmp_path: Path) -> None:
     source = train_source(make_run([path]).data, World(0, 1, 0, torch.device("cpu")), SPEC)
     assert len(source.damage) == 21
     assert source.damage[-1].reason == "and 980 more defects"
+
+
+def test_a_damaged_held_out_shard_is_an_error(tmp_path: Path, words: Any) -> None:
+    """A run can do with less; a measurement over less than was named is another measurement."""
+    (tmp_path / "a.tar").write_bytes(ABC[: B_JPG + 700])
+    with pytest.raises(UserError, match=r"data\.eval: a\.tar: is cut short .*'b\.jpg'") as caught:
+        eval_loader(Data(eval=(str(tmp_path / "a.tar"),)), World(0, 1, 0, torch.device("cpu")), SPEC, words, 2)
+    assert "\n" not in str(caught.value)
+
+
+def test_random_damage_is_survived(tmp_path: Path) -> None:
+    """Whatever happens to an archive's bytes, it is refused in one line or indexed, with members inside the file."""
+    whole = tar([*A, *sample("n" * 120), ("d/l.jpg", b"", {"type": tarfile.SYMTYPE, "linkname": "x"}), *B])
+    outcomes = set[str]()
+    for turn in range(1500):
+        rng = random.Random(turn)
+        raw = bytearray(whole)
+        for _ in range(rng.randrange(1, 4)):
+            if len(raw) < 512:
+                break
+            at = 512 * rng.randrange(len(raw) // 512) if rng.random() < 0.7 else rng.randrange(len(raw))
+            what = rng.randrange(5)
+            if what == 0:
+                raw = raw[: at + 1]
+            elif what == 1:
+                raw[at : at + 512] = raw[:512]
+            elif what == 2:
+                raw[at : at + 8] = rng.randbytes(8)
+            elif what == 3:  # another kind or size, under a checksum that is right
+                block = raw[at : at + 512].ljust(512, b"\0")
+                block[124:136], block[156] = (
+                    b"%011o\0" % rng.randrange(1 << rng.randrange(33)),
+                    rng.choice(b"012567xgLKS"),
+                )
+                block[148:156] = b"%06o\0 " % (256 + sum(block[:148]) + sum(block[156:]))
+                raw[at : at + 512] = block
+            else:
+                del raw[at : at + rng.randrange(1, 2000)]
+        try:
+            found = contents("a.tar", lambda offset, size, raw=bytes(raw): raw[offset : offset + size], len(raw))
+        except UserError as error:
+            outcomes.add("refused" if "\n" not in str(error) else "refused in several lines")
+            continue
+        assert all(0 <= member.offset <= member.offset + member.size <= len(raw) for member in found.members)
+        assert all("\n" not in note.reason for note in found.notes)
+        outcomes.add(f"{min(len(found.members), 4)} members, {'noted' if found.notes else 'silent'}")
+    assert "refused in several lines" not in outcomes
+    assert {"refused", "0 members, noted", "4 members, noted", "4 members, silent"} <= outcomes
 
 
 class Trap:
