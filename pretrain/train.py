@@ -61,7 +61,7 @@ class Training:
             self.objectives = [objectives.find(choice.name)(choice.options) for choice in run.objective]
             self.wanted = wanted.of_objectives(self.objectives)
             self.model = build(run.model, self.objectives, run.seed, world.device, known.get("model"))
-            self.source = train_source(run.data, world, self.model.image_spec)
+            self.source = train_source(run.data, world, self.model.image_spec, self.wanted)
             if world.is_main:  # the others hear of it
                 wanted.refuse_missing(self.wanted, self.source)
             self.tokenize = tokenizer.build(self.model.architecture.name)

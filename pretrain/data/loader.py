@@ -11,10 +11,9 @@ from types import TracebackType
 import torch
 
 from pretrain.config import Data, Run
-from pretrain.data import order
+from pretrain.data import order, patterns, storage
 from pretrain.data.digest import batch_digest, combine, row_digests
 from pretrain.data.evaluation import EvalBatch, EvalLoader, eval_loader
-from pretrain.data.patterns import expand
 from pretrain.data.reader import ShardSource, Source
 from pretrain.data.rows import Part, Tokenize, TrainRows
 from pretrain.data.slab import Columns
@@ -33,16 +32,22 @@ __all__ = [
 ]  # fmt: skip
 
 
-def train_source(data: Data, world: World, spec: ImageSpec) -> Source:
+def train_source(data: Data, world: World, spec: ImageSpec, wanted: Wanted | None = None) -> Source:
     """The training data set; `len` of it is an epoch.
+
+    Args:
+        wanted: whose metadata fields may be columns of tables beside the shards.
 
     Raises:
         UserError: data.train names nothing, or a shard is no good tar.
     """
     if data.source == "synthetic":
         return SyntheticSource(data.synthetic_samples, spec.size)
-    paths = expand(data.train, "data.train")
-    return ShardSource(paths, data, start=world.rank * len(paths) // world.size)
+    store = storage.make(data)
+    entries = patterns.entries(data.train, store, "data.train")
+    start = world.rank * sum(len(entry.paths) for entry in entries) // world.size
+    fields = [field.name for field in wanted.fields] if wanted else []
+    return ShardSource(entries, data, store, start, meta_columns=fields)
 
 
 def train_loader(
@@ -69,11 +74,10 @@ def train_loader(
     """
     if run.train.global_batch % world.size:
         raise UserError(f"train.global_batch {run.train.global_batch} is not a multiple of {world.size} ranks")
-    source = source or train_source(run.data, world, spec)
-    if not hasattr(source, "weights"):
-        source.entries, source.weights = [len(source.counts)], []  # type: ignore[misc]
+    wanted = wanted or Wanted()
+    source = source or train_source(run.data, world, spec, wanted)
     samples = order.of(source, run.seed, run.data)
-    rows = TrainRows(source, samples, run.data, spec, tokenize, wanted or Wanted.of(()))
+    rows = TrainRows(source, samples, run.data, spec, tokenize, wanted)
     return Loader(rows, run, world, start_sample, stop_sample)
 
 

@@ -119,8 +119,9 @@ class Workers:
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.pipe.close()
+        until = time.monotonic() + _END_S
         for worker in workers:
-            if _ended(worker.pid, _END_S) is None:
+            if _ended(worker.pid, until - time.monotonic()) is None:
                 os.kill(worker.pid, signal.SIGKILL)
                 os.waitpid(worker.pid, 0)
 
