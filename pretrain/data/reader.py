@@ -221,11 +221,13 @@ class ShardSource:
         turns = [turn for turn, count in enumerate(self.entries) for _ in range(count)]
         digests = [shard.digest for shard in self.shards]
         if self._columns or self._meta_columns:
+            if self._columns:
+                parquet.check_installed("data.text_keys")
             with ThreadPoolExecutor(_THREADS) as pool:
                 ask = lambda shard: parquet.digest(shard.path, self._store, self._columns)  # noqa: E731
                 tables = list(pool.map(ask, self.shards))
             if any(tables):
-                parquet.check_installed("data.text_keys" if self._columns else "tables beside data.train")
+                parquet.check_installed("tables beside data.train")
             digests = [f"{own}{table}" for own, table in zip(digests, tables, strict=True)]
         return [
             Fact(shard.name, shard.size, shard.samples, digest, turn)

@@ -396,6 +396,9 @@ def test_tables_that_do_not_fit(tabled: list[str], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(parquet.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'pretrain\[table\]'"):
         ShardSource(tabled, Data(text_keys=("parquet:alt",)))
+    with pytest.raises(UserError, match=r"tables beside data\.train: .*pip install 'pretrain\[table\]'"):
+        ShardSource(tabled, Data(), meta_columns=("label",))
+    assert ShardSource(tabled[:1], Data(), meta_columns=("label",)).sample(0).meta["label"] == 0, "no table, no need"
 
 
 # Making many indexes
