@@ -74,7 +74,12 @@ def data(data: Data) -> Rules:
 
 def data_numbers(data: Data) -> Rules:
     weights, texts = data.weights, data.text_weights
+    odd = [key for key in data.text_keys if ":" in key and key.partition(":")[0] not in ("json", "parquet")]
     return [
+        (
+            bool(odd),
+            f"data.text_keys {odd} must be a member's extension such as txt, 'json:FIELD' or 'parquet:COLUMN'",
+        ),
         (
             bool(weights) and len(weights) != len(data.train),
             f"data.weights has {len(weights)} numbers for {len(data.train)} entries of data.train: give one for each",

@@ -175,13 +175,6 @@ def clean(text: str) -> str:
     return text
 
 
-def choose(captions: list[str], rng: random.Random) -> str:
-    """One caption, each as likely. BadSample: there is none."""
-    if not captions:
-        raise BadSample("the sample has no caption")
-    return captions[int(rng.random() * len(captions))]
-
-
 def _distinct(texts: Mapping[str, Sequence[str]]) -> list[str]:
     return list(dict.fromkeys(text for listed in texts.values() for text in listed))
 

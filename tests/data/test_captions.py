@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from pretrain.config import Data
+from pretrain.config import Data, Run, Train
 from pretrain.data.captions import MAX_CAPTION, Texts, parse_meta, texts_of
 from pretrain.data.decode import BadSample
 from pretrain.data.sentences import sentences
+from pretrain.errors import UserError
 
 KEYS = ("txt", "json:caption", "json:captions")
 SAMPLE = {"txt": ["a"], "json:captions": ["a", "b", "c"]}
@@ -179,6 +180,12 @@ def test_control_characters_go_and_long_texts_are_cut() -> None:
 def test_undecodable_texts_are_bad_samples(members: Any, meta: Any, columns: Any, reason: str) -> None:
     with pytest.raises(BadSample, match=reason):
         found(members, meta, columns)
+
+
+@pytest.mark.parametrize("key", ["jsn:caption", ":caption", "table:a:b"])
+def test_a_key_of_no_known_kind_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match=r"data\.text_keys \['.*'\] must be a member's extension"):
+        Run(data=Data(source="synthetic", text_keys=("txt", key)), train=Train(samples=1))
 
 
 @pytest.mark.parametrize("member", [b"{", b"\xff", b"[1]", b'"a"', b"[" * 100_000, b"9" * 5000])
