@@ -26,6 +26,7 @@ lint: $(VENV)/ready
 bench: $(VENV)/ready         ## the figures the README quotes that need no GPU
 	$(BIN)/python -m benchmarks.loss
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.data --memory 1000000
 	$(BIN)/python -m benchmarks.overlap
 	$(BIN)/python -m benchmarks.pictures
 

@@ -71,8 +71,8 @@ def test_help_needs_neither_torch_nor_tyro() -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "bench nothing: name what to measure, one of loss, step, overlap"),
-        (["speed"], "bench speed: name what to measure, one of loss, step, overlap"),
+        ([], "bench nothing: name what to measure, one of loss, step, data, overlap"),
+        (["speed"], "bench speed: name what to measure, one of loss, step, data, overlap"),
         (["loss", "--rounds", "many"], "invalid int value: 'many' (see pretrain bench loss --help)"),
         (["overlap", "--turns", "3"], "unrecognized arguments: --turns 3 (see pretrain bench overlap --help)"),
     ],
