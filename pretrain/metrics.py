@@ -167,26 +167,26 @@ class Meter:
         """
         found = self._means(report, (sent - self._sent) / max(self.clock.steps, 1))
         self._sent = sent
-        untold = round(found.pop("skipped") * self.world.size)
-        truncated = round(found.pop("work/truncated") * self.world.size)
-        data_wait_s, exchange_bytes = found.pop("data_wait_s"), round(found.pop("exchange_bytes"))
-        speed = self.clock.look()
-        seconds = {stage: found.pop(f"work/{stage}") for stage in STAGES}
-        self._tell_wait(data_wait_s / speed.step_s, seconds, speed.samples_per_s / self.world.size)
-        norms = {name: found.pop(f"grad_norm/{name}") for name in ("total", "image", "text")}
-        values: dict[str, Any] = {
+        values = self._times(found) | {
+            "skipped": self.skipped + round(found.pop("skipped") * self.world.size),
+            "truncated": round(found.pop("work/truncated") * self.world.size),
+            "exchange_bytes": round(found.pop("exchange_bytes")),
+            "peak_memory_bytes": peak_memory_bytes(self.world.device),
+            "grad_norm": {name: found.pop(f"grad_norm/{name}") for name in ("total", "image", "text")},
             "loss": found.pop("loss"),
             "logit_scale": found.pop("logit_scale"),
             "logit_bias": found.pop("logit_bias", None),
             "terms": {name.removeprefix("terms/"): value for name, value in found.items()},
-            "grad_norm": norms,
         }
         values |= {"step": step, "epoch": epoch, "samples": samples, "lr": lr, "batch_digest": batch_digest}
-        values |= {"samples_per_s": speed.samples_per_s, "step_s": speed.step_s, "data_wait_s": data_wait_s}
-        values |= {"exchange_bytes": exchange_bytes}
-        values |= {"peak_memory_bytes": peak_memory_bytes(self.world.device), "skipped": self.skipped + untold}
-        values |= {"truncated": truncated}
         return {key: values[key] for key in KEYS}
+
+    def _times(self, found: dict[str, float]) -> dict[str, Any]:
+        """Speed and wait since the last record, taken out of the means over ranks."""
+        speed, data_wait_s = self.clock.look(), found.pop("data_wait_s")
+        seconds = {stage: found.pop(f"work/{stage}") for stage in STAGES}
+        self._tell_wait(data_wait_s / speed.step_s, seconds, speed.samples_per_s / self.world.size)
+        return {"samples_per_s": speed.samples_per_s, "step_s": speed.step_s, "data_wait_s": data_wait_s}
 
     def take_skips(self) -> list[Skip]:
         """Skips of all ranks since the last call, in sample order; `skipped` now counts them.
