@@ -181,6 +181,20 @@ def test_scaled_pixels_cover_whole_pixels(size: tuple[int, int], eighths: int, m
     assert np.abs(found[: size[1] // cell, : size[0] // cell] - means).max() <= (2 if cell > 1 else 0) + 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"subsampling": 2}, {"subsampling": 1, "restart_marker_rows": 1}, {"keep_rgb": True}],
+    ids=["plain", "progressive", "420", "422-restart", "rgb"],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_at_full_size_the_pixels_are_pillows(photos: list[Path], options: dict[str, object], mode: str) -> None:
+    for path in photos[:3]:
+        data = Encoded(encoded(Image.open(path).convert(mode), "JPEG", **options))
+        found = data.scaled(8)
+        assert found is not None
+        assert np.array_equal(found, np.asarray(data.image()))
+
+
 @pytest.mark.parametrize("mode", ["CMYK", "RGB"])
 def test_what_is_a_plain_jpeg(mode: str) -> None:
     assert Encoded(encoded(ramp(mode), "JPEG")).plain_jpeg == (mode == "RGB")

@@ -189,3 +189,27 @@ def test_neither_threads_nor_vector_instructions_show(photos: list[Path], tmp_pa
         assert kept == threads, "Pixels leaves the process's number of threads alone"
         found.add(digest)
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_damage_gives_pixels_or_a_reason_and_always_the_same(format: str) -> None:
+    """Bytes changed, cut off, or put in, anywhere in a file."""
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    good = saved(Image.fromarray(coarse).resize((96, 80), Image.Resampling.BICUBIC), format, orientation=6)
+    pixels, rng, outcomes = Pixels(spec((32, 32)), knobs()), random.Random(0), []
+    for trial in range(200):
+        bad, at = bytearray(good), int(rng.random() * len(good))
+        piece = bytes(int(rng.random() * 256) for _ in range(4))
+        bad[at : [at + 4, len(bad), at][trial % 3]] = [piece, b"", piece][trial % 3]
+
+        def outcome(data: bytes = bytes(bad)) -> str:
+            try:
+                return str(made(pixels, data, 0, (32, 32)).sum())
+            except BadSample as reason:
+                return str(reason)
+
+        outcomes.append(outcome())
+        assert outcome() == outcomes[-1]
+        assert "\n" not in outcomes[-1]
+    reasons = sum(not found.isdigit() for found in outcomes)
+    assert 20 < reasons <= 200
