@@ -13,11 +13,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import xxhash
-from PIL import __version__ as pillow
 
 from pretrain.data.decode import BadSample
 from pretrain.data.how import How
@@ -114,7 +114,8 @@ def pack(kind: str, inputs: Inputs, out: str | Path, how: How) -> PackReport:
         RuntimeError: a worker died.
     """
     there = place(out)
-    arguments = {"kind": kind, "format": _FORMAT, "pillow": pillow} | inputs.facts | how.facts()
+    made_by = {name: metadata.version(name) for name in ("pillow", "simplejpeg")}  # other ones may give other bytes
+    arguments = {"kind": kind, "format": _FORMAT} | made_by | inputs.facts | how.facts()
     try:
         with there.begin(arguments):
             units = _build_all(inputs, there, how, f"pack {out}")

@@ -85,9 +85,9 @@ class Folder:
             begun = self.read(ARGUMENTS) or None
             self.fresh = begun is None
             _compare(begun, arguments, str(self._root))
-            file.truncate(0)
-            file.write(_dump(arguments))
-            file.flush()
+            if self.fresh:
+                file.write(_dump(arguments))
+                file.flush()
             for left in self._root.glob("*.tmp"):
                 shutil.rmtree(left)
             yield

@@ -14,14 +14,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from pretrain import cli
 from pretrain.config import Data
+from pretrain.data.decode import BadSample, decode
 from pretrain.data.pack import FolderInputs, How, pack_folder, pack_shards, pack_table
 from pretrain.data.packing import Build, Unit
 from pretrain.data.places import Folder
+from pretrain.data.polish import Polish
 from pretrain.data.processes import Tick, spread
 from pretrain.errors import UserError
 
@@ -187,6 +190,43 @@ def test_sides(tmp_path: Path, picture_bytes: Any, options: dict[str, int], size
         assert (opened.size, opened.format) == (size, "JPEG")
 
 
+def test_jpegs_shrink_by_way_of_a_fraction_as_if_at_full_size(photos: list[Path], tmp_path: Path) -> None:
+    """Scaled decoding changes photographs by less than the JPEG coding that follows it does."""
+    for number, path in enumerate(photos[:6]):
+        image = Image.open(path).convert("RGB").resize((1600, 1200), Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=92)
+        polished, extension, size = Polish(How(resize=256)).image(file.getvalue(), "jpg")
+        assert (extension, size) == ("jpg", (341, 256))
+        full = decode(file.getvalue()).resize(size, Image.Resampling.BICUBIC)
+        error = np.abs(np.asarray(Image.open(io.BytesIO(polished)), float) - np.asarray(full, float))
+        coded = io.BytesIO()
+        full.save(coded, "JPEG", quality=95)
+        coding = np.abs(np.asarray(Image.open(coded), float) - np.asarray(full, float))
+        assert error.mean() < 2 * coding.mean(), number
+
+
+def test_turned_jpegs_come_upright(photos: list[Path]) -> None:
+    image = Image.open(photos[0]).convert("RGB").resize((800, 600))
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    image.save(file, "JPEG", quality=95, exif=exif)
+    polished, _, size = Polish(How(resize=150)).image(file.getvalue(), "jpg")
+    assert size == (150, 200)
+    expected = image.transpose(Image.Transpose.ROTATE_270).resize(size, Image.Resampling.BICUBIC)
+    found = Image.open(io.BytesIO(polished))
+    assert np.abs(np.asarray(found, float) - np.asarray(expected, float)).mean() < 4
+    assert Polish(How()).image(file.getvalue(), "jpg")[0] == file.getvalue(), "as it is, the orientation with it"
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.98])
+@pytest.mark.parametrize("how", [How(), How(resize=64), How(resize=299)])
+def test_jpegs_that_are_cut_short_are_found(photos: list[Path], how: How, kept: float) -> None:
+    data = photos[0].read_bytes()
+    with pytest.raises(BadSample, match="does not decode"):
+        Polish(how).image(data[: int(kept * len(data))], "jpg")
+
+
 def test_quality(tmp_path: Path, picture_bytes: Any) -> None:
     source = folder_of(tmp_path / "in", picture_bytes, 1, (200, 200))
     sizes = [
@@ -304,6 +344,7 @@ def mistake(task: int, tick: Tick) -> int:
     return task * task
 
 
+@pytest.mark.slow
 def test_processes() -> None:
     ticks: list[tuple[int, int]] = []
     assert sorted(spread(mistake, range(3), 2, lambda *done: ticks.append(done))) == [0, 1, 4]
