@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from pretrain.data.storage import Missing, Storage
 from pretrain.data.storage.base import changed
 from pretrain.errors import UserError
 from pretrain.values import Skip
+
+log = logging.getLogger(__name__)
 
 MAX_IMAGE_BYTES = 1 << 28
 _GAP, _REMOTE_GAP = 1 << 14, 1 << 20
@@ -210,6 +213,8 @@ class ShardSource:
             raise changed(found.path)
         if found.samples != expected.samples:
             raise sizes.mismatch(found, expected, self._data.sizes)
+        for reason in found.damage[:1]:  # too late for `damage`
+            log.warning("%s: %s (%d notes)", found.path, reason, len(found.damage))
         return found
 
     def _table(self, path: str) -> parquet.Table | None:

@@ -227,3 +227,14 @@ def test_make_index_builds_then_checks(make_shards: Any) -> None:
     assert make_index(paths, check=True).problems == (
         f"{paths[1]}: differs from its index, though size and time are the same",
     )
+
+
+def test_make_index_tells_of_damage(make_shards: Any) -> None:
+    paths = make_shards([3, 2])
+    raw = Path(paths[1]).read_bytes()
+    Path(paths[1]).write_bytes(raw[: raw.index(b"000004.png\0") + 600])
+    for check in (False, True):
+        found = make_index(paths, check=check)
+        assert found.samples == 4
+        assert [line.partition(": ")[0] for line in found.problems] == [paths[1]]
+        assert "is cut short" in found.problems[0]

@@ -18,17 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from pretrain.config import Data
+from pretrain import record
+from pretrain.config import Data, Run, Train
 from pretrain.data import fingerprint, indexing, parquet, shards, storage
 from pretrain.data.captions import MAX_TEXT_BYTES
+from pretrain.data.digest import combine, row_digests
 from pretrain.data.fingerprint import Fact, differences, summary
 from pretrain.data.index_helpers import Helpers
+from pretrain.data.loader import train_loader, train_source
 from pretrain.data.opened import OpenShards
 from pretrain.data.patterns import Entry
 from pretrain.data.reader import ShardSource, spans
 from pretrain.data.storage import Stat
+from pretrain.data.transforms import ImageSpec
 from pretrain.errors import UserError
+from pretrain.world import World
+
+SPEC = ImageSpec((8, 8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 _spec = importlib.util.spec_from_file_location("storage_servers", Path(__file__).parent / "storage" / "servers.py")
 assert _spec is not None
@@ -265,6 +273,22 @@ def test_a_remote_shard_that_was_replaced_has_a_new_index(web: Any, tmp_path: Pa
         ShardSource(names(web), data)
 
 
+@pytest.mark.slow
+def test_workers_read_remote_shards(web: Any, tmp_path: Path, make_shards: Any, words: Any) -> None:
+    def read(paths: list[str], workers: int, ranks: int) -> list[str]:
+        data = Data(train=tuple(paths), workers=workers, index_dir=str(tmp_path / "indexes"))
+        run, rows = Run(data=data, train=Train(samples=1, global_batch=12)), []
+        for rank in range(ranks):
+            world = World(rank, ranks, rank, torch.device("cpu"))
+            source = train_source(data, world, SPEC)
+            source.sample(0)  # a connection that workers must not share
+            with train_loader(run, world, SPEC, words, 0, 84, source) as loader:
+                rows.append([row_digests(batch) for batch in loader])
+        return [combine(itertools.chain.from_iterable(parts)) for parts in zip(*rows, strict=True)]
+
+    assert read(names(web), 2, 2) == read(make_shards([40, 30]), 0, 1)
+
+
 # Counts that are written down
 
 
@@ -321,6 +345,18 @@ def test_files_of_counts_that_do_not_fit(lazy: tuple[list[str], Data], text: str
         ShardSource(paths, data)
     with pytest.raises(UserError, match=r"nowhere\.json"):
         ShardSource(paths, Data(sizes="nowhere.json"))
+
+
+def test_damage_found_late_is_logged(lazy: tuple[list[str], Data], caplog: pytest.LogCaptureFixture) -> None:
+    paths, data = lazy
+    raw = Path(paths[2]).read_bytes()
+    Path(paths[2]).write_bytes(raw.rstrip(b"\0") + bytes(-len(raw.rstrip(b"\0")) % 512))
+    source = ShardSource(paths, data)
+    assert source.damage == ()
+    source.sample(7)
+    assert [line.getMessage().partition(": ")[2] for line in caplog.records] == [
+        f"{ShardSource(paths, Data()).damage[0].reason} (1 notes)"
+    ]
 
 
 def test_a_shard_that_changes_before_it_is_first_read(lazy: tuple[list[str], Data]) -> None:
@@ -518,6 +554,18 @@ def test_what_a_run_keeps_of_its_shards(make_shards: Any) -> None:
     for other in ("", "[]", "{}", '{"shards": [{"name": "a"}]}'):
         with pytest.raises(UserError):
             fingerprint.parse(other)
+
+
+def test_data_json_is_of_the_beginning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, other = [Fact("a", 1, 2, "x", 0)], [Fact("a", 2, 2, "y", 0)]
+    assert record.data_changes(tmp_path, first) == ""
+    assert "cannot tell which shards have changed" in caplog.text
+    record.keep_data(tmp_path, first, fresh=False)
+    record.keep_data(tmp_path, other, fresh=False)
+    assert record.data_changes(tmp_path, first) == ""
+    assert record.data_changes(tmp_path, other) == "shard a was replaced since the run began (size 1 -> 2)"
+    record.keep_data(tmp_path, other, fresh=True)
+    assert record.data_changes(tmp_path, other) == ""
 
 
 def test_shards_of_webdatasets_own_writer(tmp_path: Path, picture_bytes: Any) -> None:
