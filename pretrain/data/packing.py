@@ -215,6 +215,8 @@ class Build:
             done, before = done + 1, polish.changed.copy()
             try:
                 own, members = self._inputs.read(item, polish)
+            except UserError:  # also a shard that is gone, which is a FileNotFoundError too
+                raise
             except (BadSample, *_MISSING) as error:
                 polish.changed = before  # what was done to what is left out does not count
                 skipped.append([self._inputs.name(item), getattr(error, "strerror", None) or str(error)])

@@ -102,7 +102,10 @@ class ShardInputs:
         if self._open is None or self._open.shard is not self._shards[turn]:
             if self._open is not None:
                 self._open.close()
-            self._open = ShardReader(self._shards[turn], self._storage)
+            try:
+                self._open = ShardReader(self._shards[turn], self._storage)
+            except PermissionError as error:  # of a shard: not of one sample, which would be skipped
+                raise UserError(f"{self._shards[turn].path}: {error.strerror}; let this user read it") from None
         return self._open
 
     def _packed(self, members: dict[str, bytes], polish: Polish) -> Members:

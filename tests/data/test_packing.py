@@ -291,6 +291,20 @@ def test_damage_of_shards_is_told(old: Path, tmp_path: Path) -> None:
     assert any("cut short" in line for line in report.first_skipped), report.first_skipped
 
 
+def test_a_shard_that_is_gone_or_another_is_an_error_and_no_skip(old: Path, tmp_path: Path) -> None:
+    from pretrain.data.packing import Task
+    from pretrain.data.repack import ShardInputs
+
+    place = Folder(tmp_path / "new")
+    for change, says in ((lambda path: path.write_bytes(b"other"), "changed while"), (Path.unlink, "no such")):
+        inputs = ShardInputs([f"{old}/0.tar"], Data.image_keys, Data.text_keys, None)
+        content = (old / "0.tar").read_bytes()
+        change(old / "0.tar")
+        with place.begin({}), pytest.raises(UserError, match=says):
+            Build(inputs, place, How())(Task(0, list(inputs.items()), ""), lambda *_: None)
+        (old / "0.tar").write_bytes(content)
+
+
 def test_shards_that_cannot_be_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="names no file"):
         pack_shards([f"{tmp_path}/none/*.tar"], tmp_path / "new")
