@@ -53,7 +53,7 @@ class Storage(Protocol):
         """The shard's bytes.
 
         Args:
-            stat: what it must still be; a shard that has changed is a UserError that names it.
+            stat: what it must still be; a shard that has changed is a UserError that names it, here or at a read.
         """
         ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -24,10 +25,16 @@ _BUSY = {408, 409, 423, 425, 429}
 """The 4xx that ask for patience."""
 _FINAL = {errno.EINVAL, errno.EPERM, errno.EISDIR, errno.ENOSYS, errno.ENOTSUP, errno.ENAMETOOLONG}
 _UNSIGNED = ("NoCredentials", "PartialCredentials", "CredentialRetrieval", "ProfileNotFound", "TokenRetrieval",
-             "DefaultCredentials", "InvalidConfig", "InvalidRegion", "ParamValidation")  # fmt: skip
+             "DefaultCredentials")  # fmt: skip
+_WRONG = ("ParamValidation", "InvalidConfig", "InvalidRegion", "InvalidEndpoint", "UnknownService")
+"""What a driver refuses before it asks anybody."""
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "http": "http",
            "https": "http"}  # fmt: skip
+
+_SAY_AGAIN_S = 60.0
+_said: dict[str, float] = {}
+"""Shard -> when this process last said that it is trying again."""
 
 log = logging.getLogger("pretrain")
 
@@ -49,16 +56,17 @@ def refusal(name: str, error: BaseException) -> UserError | None:
     if code in (401, 403) or any(
         isinstance(e, PermissionError) or type(e).__name__.startswith(_UNSIGNED) for e in chain
     ):
-        return UserError(f"{name}: access denied ({_line(error)}); check credentials and the bucket's policy")
+        return UserError(f"{name}: access denied ({_line(error)}); {_access(name)}")
     if code in (404, 410) or (isinstance(error, FileNotFoundError) and not any(map(_passes, chain[1:]))):
         return Missing(f"{name}: there is no such object; check the URL")
     if code in (412, 416):  # it is not the version asked for; it no longer has these bytes
         return changed(name)
     if code is not None and code >= 400:
         return UserError(f"{name}: the store refuses it (status {code}, {_line(error)}); check the URL")
-    if any(map(_passes, chain)):
+    wrong = any(type(e).__name__.startswith(_WRONG) for e in chain)
+    if any(map(_passes, chain)) and not wrong:
         return None
-    if isinstance(error, OSError | ValueError):
+    if wrong or isinstance(error, OSError | ValueError):
         return UserError(f"{name}: cannot be read ({_line(error)}); check the URL")
     raise error
 
@@ -90,7 +98,9 @@ class Patience:
         now = time.monotonic()
         if self._since is None:
             self._since = now
-            log.warning("%s: a transfer failed (%s); trying again for %.0f s", self.name, _line(error), self.retry_s)
+            if now - _said.get(self.name, -math.inf) > _SAY_AGAIN_S:
+                _said[self.name] = now
+                log.warning("%s: a transfer failed (%s); trying again for %g s", self.name, _line(error), self.retry_s)
         left = self._since + self.retry_s - now
         if left <= 0:
             tried = f"after trying again for {self.retry_s:g} s (data.retry_s)"
@@ -148,6 +158,11 @@ def _line(error: BaseException) -> str:
         error = error.__cause__
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:200]}" if words else type(error).__name__
+
+
+def _access(name: str) -> str:
+    public = ", or set FSSPEC_S3_ANON=true for a public bucket" if name.startswith("s3") else ""
+    return f"check the credentials and what they allow{public}"
 
 
 def _extra(name: str) -> str:

@@ -67,10 +67,13 @@ class Remote:
         return Stat(int(found["size"]), version)
 
     def open(self, name: str, stat: Stat | None = None) -> RemoteBlob:
-        now = self.stat(name)
-        if stat is not None and now != stat:
-            raise changed(name)
-        return RemoteBlob(self, name, now)
+        """The shard; where each read asks for the version anyway, that is what finds out that it has changed."""
+        if stat is None or not is_conditional(name, stat):
+            now = self.stat(name)
+            if stat not in (None, now):
+                raise changed(name)
+            stat = now
+        return RemoteBlob(self, name, stat)
 
     def names(self, pattern: str) -> list[str]:
         """Raises: UserError: it is refused. OSError: as `Blob.read`."""
@@ -135,7 +138,9 @@ class Remote:
     def _info(self, name: str) -> dict[str, Any]:
         def attempt() -> dict[str, Any]:
             system = self.system(name)
-            options = {"timeout": 2 * self.stall_s} if getattr(system, "async_impl", False) else {}
+            options: dict[str, Any] = {"timeout": 2 * self.stall_s} if getattr(system, "async_impl", False) else {}
+            if name.startswith("hf://"):
+                options["refresh"] = True  # it would answer from a listing that it keeps for good
             found: dict[str, Any] = system.info(_path(system, name), **options)
             return found
 

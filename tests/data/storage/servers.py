@@ -40,6 +40,7 @@ class Web:
         self.before: Callable[[Request], None] = lambda request: None
         self.body: Callable[[Request, bytes], bytes] = lambda request, body: body
         self.log: list[Request] = []
+        self.etag_of: dict[int, tuple[bytes, str]] = {}
         web = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -70,7 +71,7 @@ class Web:
         self.before(request)
         waiting = self.status.get(handler.path)
         content = self.files.get(handler.path)
-        etag = f'"{hashlib.sha1(content or b"").hexdigest()}"'
+        etag = self._etag(content or b"")
         code = waiting.popleft() if waiting else 404 if content is None else 200
         if code == 200 and handler.headers.get("If-Match", etag) != etag:
             code = 412
@@ -90,6 +91,12 @@ class Web:
                 handler.wfile.write(self.body(request, body))
             except ConnectionError:
                 handler.close_connection = True
+
+    def _etag(self, content: bytes) -> str:
+        found = self.etag_of.get(id(content))
+        if found is None or found[0] is not content:
+            found = self.etag_of[id(content)] = content, f'"{hashlib.sha1(content).hexdigest()}"'
+        return found[1]
 
     def close(self) -> None:
         self.server.shutdown()

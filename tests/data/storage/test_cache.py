@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import multiprocessing
 import os
+import random
 import signal
 import time
 from collections import deque
@@ -294,3 +296,40 @@ def test_downloads_ask_ahead(cached: CachedRemote, web: Any, content: bytes) -> 
 def test_an_empty_object(cached: CachedRemote, web: Any) -> None:
     web.files["/e.tar"] = b""
     assert whole(cached, web.url("/e.tar")) == b""
+
+
+def _wander(store: CachedRemote, urls: list[str], seed: int, queue: Any) -> None:
+    order, wrong, most = random.Random(seed), list[str](), 0
+    for _ in range(60):
+        url = order.choice(urls)
+        blob = store.open(url)
+        taken = sum(int(p.name.split(".")[-2]) for p in Path(store.cache.folder).glob("*.part"))
+        for path in Path(store.cache.folder).glob("*.tar"):
+            with contextlib.suppress(FileNotFoundError):
+                taken += path.stat().st_size
+        most = max(most, taken)
+        if blob.read(0, 2000) != url[-5:-4].encode() * 1000:
+            wrong.append(url)
+        blob.close()
+    queue.put((wrong, most))
+
+
+@pytest.mark.slow
+def test_processes_that_crowd_each_other_out_read_right_bytes(remote: Remote, web: Any, tmp_path: Path) -> None:
+    store = CachedRemote(remote, Cache(str(tmp_path), 3000))
+    for letter in "abcdef":
+        web.files[f"/{letter}.tar"] = letter.encode() * 1000
+    urls = [web.url(f"/{letter}.tar") for letter in "abcdef"]
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    children = [context.Process(target=_wander, args=(store, urls, seed, queue)) for seed in range(4)]
+    for child in children:
+        child.start()
+    found = [queue.get(timeout=120) for _ in children]
+    for child in children:
+        child.join()
+    assert [wrong for wrong, _ in found] == [[]] * 4
+    # A partial file that gets its name between the two looks is counted twice.
+    assert max(most for _, most in found) <= 4000
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.tar")) <= 3000
+    assert not list(tmp_path.glob("*.part"))

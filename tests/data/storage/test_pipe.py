@@ -77,6 +77,12 @@ def test_a_failing_command_is_named(end: str, code: str, store: Storage, shard: 
     assert not list((tmp_path / "cache").glob("*.json"))
 
 
+def test_refused_where_webdataset_is_locked(store: Storage, shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webdataset.utils.enforce_security", True)
+    with pytest.raises(UserError, match=r"webdataset refuses it .*unset WDS_SECURE"):
+        store.stat(f"pipe:cat {shard}")
+
+
 def test_output_over_the_bound(shard: Path, tmp_path: Path) -> None:
     store = storage.make(Data(allow_pipe=True, cache_dir=str(tmp_path / "cache"), cache_gb=1000 / 2**30))
     with pytest.raises(UserError, match=r"data\.cache_gb: .* cannot hold pipe:cat"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,12 +43,16 @@ def test_another_object_is_refused_by_name(bucket: Remote, content: bytes) -> No
     with pytest.raises(UserError, match=f"{URL}: changed while it was in use"):
         blob.read(0, 10)
     with pytest.raises(UserError, match=f"{URL}: changed while it was in use"):
-        bucket.open(URL, blob.stat)
+        bucket.open(URL, blob.stat).read(0, 10)
+    assert bucket.open(URL).read(0, 10) == content[::-1][:10]
 
 
 def test_what_no_patience_helps_is_one_line(bucket: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("s3://shards/none.tar", "s3://no-such-bucket/a.tar"):
         with pytest.raises(Missing, match=f"{name}: there is no such object"):
+            bucket.stat(name)
+    for name in ("s3://b/x.tar", "s3://a!b/x.tar"):  # the store refuses the one, the driver the other
+        with pytest.raises(UserError, match=f"{name}: .*check the URL"):
             bucket.stat(name)
     from pretrain.data.storage import drivers
 
@@ -76,3 +82,29 @@ def test_broken_transfers(
     cached = CachedRemote(bucket, Cache(str(tmp_path), 1 << 30))
     assert cached.open(URL).read(0, len(content)) == content
     assert not proxy.faults
+
+
+def _read(blob: Any, queue: Any) -> None:
+    queue.put(blob.read(1000, 5000))
+
+
+def test_an_open_shard_travels_to_a_fork(bucket: Remote, content: bytes) -> None:
+    blob = bucket.open(URL)
+    assert blob.read(0, 9) == content[:9]  # the parent's event loop and connections are alive
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_read, args=(blob, queue))
+    child.start()
+    assert queue.get(timeout=60) == content[1000:6000]
+    child.join(60)
+    assert child.exitcode == 0
+    assert blob.read(7, 9) == content[7:16]
+
+
+def test_an_upload_in_parts_is_cached_too(bucket: Remote, content: bytes, tmp_path: Any) -> None:
+    large = content * 35  # its etag is no md5, and says so
+    system = bucket.system(URL)
+    system.pipe_file("shards/large.tar", large, chunksize=5 << 20)
+    assert bucket.checksum("s3://shards/large.tar") is None
+    cached = CachedRemote(replace(bucket, chunk=1 << 20, parallel=4), Cache(str(tmp_path), 1 << 30))
+    assert cached.open("s3://shards/large.tar").read(0, len(large)) == large
