@@ -129,7 +129,9 @@ def _record() -> tuple[dict[str, Any], list[int], int]:
     import torch.distributed as dist
 
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    meter = Meter(World(rank, size, rank, torch.device("cpu")))
+    loader = Loading()
+    meter = Meter(World(rank, size, rank, torch.device("cpu")), loader=loader)
+    loader.work.truncated = 4 + rank
     calls, reduce = [0], dist.all_reduce
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -155,6 +157,7 @@ def test_means_over_ranks_by_one_all_reduce(ranks: Any) -> None:
         assert record["logit_scale"] == float(torch.tensor(14.3))
         assert record["data_wait_s"] == 0.5
         assert record["skipped"] == 3
+        assert record["truncated"] == 9
         assert skips == [9, 9, 10]
         assert calls == 1
 

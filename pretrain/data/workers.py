@@ -191,6 +191,9 @@ def _send(pipe: Connection[Any, Any], done: queue.SimpleQueue[tuple[int, Any]]) 
             pipe.send(done.get())
         except OSError:  # the parent has closed its end
             return
+        except Exception:  # what cannot be sent would be waited for for ever
+            traceback.print_exc()
+            os._exit(1)
 
 
 def _outcome(do: Task, task: int) -> Any:

@@ -105,6 +105,7 @@ def test_a_users_mistake_is_one_line_and_a_defect_keeps_its_traceback() -> None:
         (lambda task: os.kill(os.getpid(), signal.SIGKILL), r"was killed by signal 9 \(SIGKILL: mostly out of me"),
         (lambda task: os.kill(os.getpid(), signal.SIGHUP), r"was killed by signal 1 \(SIGHUP\)"),
         (lambda task: os._exit(7), r"left with exit code 7"),
+        (lambda task: lambda: task, r"left with exit code 1"),
         (lambda task: sys.exit(0), r"left with exit code 1"),
     ],
 )  # fmt: skip
