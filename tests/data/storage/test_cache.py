@@ -97,7 +97,7 @@ def test_a_killed_download_is_taken_up_by_the_next_process(
     release: list[Any] = []
     web.before = lambda request: time.sleep(60) if len(web.gets()) == 4 and not release else None
     slow = CachedRemote(replace(cached.remote, stall_s=60.0), cached.cache)
-    child = multiprocessing.get_context("fork").Process(target=_download, args=(slow, url, stat))
+    child = multiprocessing.get_context("fork").Process(target=_download, args=(slow, url, stat), daemon=True)
     child.start()
     partial = Path(f"{cached.cache.path(url, stat)}.{stat.size}.part")
     while not partial.exists() or partial.stat().st_size < 3 * CHUNK:

@@ -70,10 +70,14 @@ def test_writes_are_whole_or_not_there(tmp_path: Path) -> None:
 
 
 def _hold(path: str, queue: Any) -> None:
+    ready, forked = os.pipe()
     with lock(path):
         grandchild = os.fork()
+        signal.alarm(60)  # whatever becomes of the test, neither outlives it for long
         if not grandchild:
+            os.write(forked, b"x")
             signal.pause()
+        os.read(ready, 1)
         queue.put(grandchild)
         signal.pause()
 
@@ -84,13 +88,14 @@ def test_a_lock_ends_with_its_holder_even_when_a_child_of_it_lives_on(tmp_path: 
     holder = context.Process(target=_hold, args=(path, queue))
     holder.start()
     grandchild = queue.get(timeout=30)
-    with try_lock(path) as free:
-        assert not free
+    with try_lock(path) as held:
+        pass
     os.kill(holder.pid or 0, signal.SIGKILL)
     holder.join()
     with try_lock(path) as free:
-        assert free
-    os.kill(grandchild, signal.SIGKILL)
+        pass
+    os.kill(grandchild, signal.SIGKILL)  # lived until here
+    assert (held, free) == (False, True)
 
 
 def test_a_lock_that_its_holder_removed_is_taken_anew(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def test_output_over_the_bound(shard: Path, tmp_path: Path) -> None:
 
 def _leave(name: str, queue: Any) -> None:
     store = storage.make(Data(allow_pipe=True))
+    signal.alarm(120)  # whatever becomes of the test, it does not outlive it for long
     queue.put((store.stat(name), store.pipe.cache.folder))  # type: ignore[attr-defined]
     signal.pause()
 
