@@ -218,7 +218,8 @@ def opened(path: str, name: str, stat: Stat) -> CachedBlob | None:
         return None
     try:
         blob = CachedBlob(path, name, stat)
-        os.utime(path, ns=(time.time_ns(), os.stat(path).st_mtime_ns))  # what makes room goes by the time of access
+        with contextlib.suppress(PermissionError):  # another user's: the kernel's own time of access has to do
+            os.utime(path, ns=(time.time_ns(), os.stat(path).st_mtime_ns))  # what makes room goes by it
         return blob
     except FileNotFoundError:  # it made room for another just now
         return None
