@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import xxhash
 
+from pretrain.data.captions import MAX_TEXT_BYTES
 from pretrain.data.decode import BadSample
 from pretrain.data.how import How
 from pretrain.data.places import UNITS, WHOLE, Place, place
@@ -215,6 +216,7 @@ class Build:
             done, before = done + 1, polish.changed.copy()
             try:
                 own, members = self._inputs.read(item, polish)
+                _check(members)
             except UserError:  # also a shard that is gone, which is a FileNotFoundError too
                 raise
             except (BadSample, *_MISSING) as error:
@@ -227,6 +229,13 @@ class Build:
                 tick(done, size)
                 done = size = 0
         tick(done, size)
+
+
+def _check(members: Members) -> None:
+    """BadSample: a text is longer than what is read in training, where it would be lost without a word from here."""
+    for extension, content in members:
+        if extension in ("txt", "json") and len(content) > MAX_TEXT_BYTES:
+            raise BadSample(f"the {extension} member has {len(content)} bytes, the limit is {MAX_TEXT_BYTES}")
 
 
 def _unique(name: str, taken: Counter[str], polish: Polish) -> str:

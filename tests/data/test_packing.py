@@ -156,6 +156,14 @@ def test_other_arguments_are_refused_by_name(source: Path, tmp_path: Path) -> No
     assert pack_folder(source, tmp_path / "out", how=how).samples == {"": 22}
 
 
+def test_what_training_would_not_read_is_told(source: Path, tmp_path: Path) -> None:
+    (source / "0007.json").write_text(json.dumps({"exif": "x" * (1 << 20)}))
+    (source / "0008.txt").write_text("long " * (1 << 18))
+    report = pack_folder(source, tmp_path / "out", how=How(workers=1))
+    assert report.skipped["the json member has N bytes, the limit is N"] == 1
+    assert report.samples == {"": 21}, "a long caption is cut, as in training"
+
+
 def test_tars_left_by_other_inputs_do_not_stay(source: Path, tmp_path: Path) -> None:
     interrupted(source, tmp_path / "out", How(samples_per_shard=4, workers=1), 1)
     (tmp_path / "out.partial" / "00099.tar").write_bytes(b"of a unit without a record")
