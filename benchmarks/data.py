@@ -27,9 +27,9 @@ from benchmarks.report import Record, Report
 from pretrain.compat import open_clip
 from pretrain.config import Data
 from pretrain.data.draws import sample_random
-from pretrain.data.index import make_index
-from pretrain.data.pixels import Pixels
-from pretrain.data.transforms import ImageSpec, normalize
+from pretrain.data.images.pixels import Pixels
+from pretrain.data.images.transforms import ImageSpec, normalize
+from pretrain.data.shards.index import make_index
 from pretrain.errors import UserError
 
 SIZES = ("1024x768", "512x384")

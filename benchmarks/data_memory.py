@@ -66,9 +66,9 @@ def main(argv: list[str]) -> None:
     import torch
 
     from pretrain.config import Data, Run, Train
+    from pretrain.data.images.transforms import ImageSpec
     from pretrain.data.loader import train_loader, train_source
-    from pretrain.data.tokenizer import build
-    from pretrain.data.transforms import ImageSpec
+    from pretrain.data.texts.tokenizer import build
     from pretrain.world import World
 
     torch.set_num_threads(1)

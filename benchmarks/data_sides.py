@@ -103,9 +103,9 @@ def ours() -> Callable[[Task], int]:
     import torch
 
     from pretrain.config import Data, Run, Train
+    from pretrain.data.images.transforms import ImageSpec
     from pretrain.data.loader import train_loader
-    from pretrain.data.tokenizer import build
-    from pretrain.data.transforms import ImageSpec
+    from pretrain.data.texts.tokenizer import build
     from pretrain.world import World
 
     spec = ImageSpec((SIZE, SIZE), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

@@ -18,7 +18,7 @@ from benchmarks import measure, report
 from benchmarks.report import Record, Report
 from pretrain import config, engines, exchange, objectives, step
 from pretrain.compat import open_clip
-from pretrain.data.transforms import normalize
+from pretrain.data.images.transforms import normalize
 from pretrain.model import DualEncoder, build
 from pretrain.optim import undecayed
 from pretrain.values import Batch

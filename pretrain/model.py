@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from pretrain import checkpoint, config, precision
 from pretrain.compat import Towers, open_clip
-from pretrain.data import transforms
+from pretrain.data.images import transforms
 from pretrain.errors import UserError
 from pretrain.towers import architecture, freeze, recompute, weights
 from pretrain.towers.architecture import Architecture

@@ -23,8 +23,8 @@ import torch
 from pretrain import __version__
 from pretrain.checkpoint_files import write_atomic
 from pretrain.config import Run
-from pretrain.data import fingerprint
-from pretrain.data.fingerprint import Fact
+from pretrain.data.shards import fingerprint
+from pretrain.data.shards.fingerprint import Fact
 from pretrain.errors import UserError
 
 log = logging.getLogger(__name__)

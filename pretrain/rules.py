@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from pretrain.data import augmentations, edits
+from pretrain.data.images import augmentations
+from pretrain.data.texts import edits
 
 if TYPE_CHECKING:
     from pretrain.config import Checkpoint, Data, Loss, Model, Optim, Run, Train

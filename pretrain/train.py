@@ -20,8 +20,9 @@ from pretrain import checkpoint, claim, engines, objectives, optim, record, runf
 from pretrain.arithmetic import open_exchange
 from pretrain.checkpoint import State
 from pretrain.config import Run, check_world
-from pretrain.data import tokenizer, wanted
+from pretrain.data import wanted
 from pretrain.data.loader import Loader, combine, row_digests, train_loader, train_source
+from pretrain.data.texts import tokenizer
 from pretrain.ema import Average
 from pretrain.errors import Stopped, UserError
 from pretrain.metrics import Meter

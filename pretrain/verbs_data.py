@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from pretrain import flags
 from pretrain.config import Data
-from pretrain.data.how import How
+from pretrain.data.packing.how import How
 from pretrain.errors import UserError
 from pretrain.show import show
 
@@ -44,7 +44,7 @@ def _pack_digits(out: Positional[Path], /, *, samples_per_shard: int = 256, size
         size: Pixels of a side; the originals have 8.
         json: Print one JSON object instead of a table.
     """
-    from pretrain.data.pack import pack_digits
+    from pretrain.data.packing.kinds import pack_digits
 
     show(pack_digits(out, samples_per_shard=samples_per_shard, size=size), json)
 
@@ -59,7 +59,7 @@ def _pack_folder(
         out: Folder to make, or a URL to write to.
         json: Print one JSON object instead of a table.
     """
-    from pretrain.data.pack import pack_folder
+    from pretrain.data.packing.kinds import pack_folder
 
     show(pack_folder(source, out, how=how), json)
 
@@ -87,7 +87,7 @@ def _pack_table(
         image_root: Folder that relative image paths start from; default: the table's.
         json: Print one JSON object instead of a table.
     """
-    from pretrain.data.pack import pack_table
+    from pretrain.data.packing.kinds import pack_table
 
     columns = {"image_column": image_column, "caption_columns": caption_columns, "label_column": label_column}
     show(pack_table(table, out, **columns, image_root=image_root, how=how), json)  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def _pack_shards(
         text_keys: Where captions are, and are cleaned: a text member, or 'json:FIELD'.
         json: Print one JSON object instead of a table.
     """
-    from pretrain.data.pack import pack_shards
+    from pretrain.data.packing.kinds import pack_shards
 
     if len(names) < 2:
         raise UserError("pack shards: name the shards, then where to pack, such as 'old/{000..100}.tar' new/")
@@ -150,7 +150,8 @@ def _index(
         workers: Processes of the check; 0: one for each core.
         json: Print one JSON object instead of a table.
     """
-    from pretrain.data import index, inspect
+    from pretrain.data.checking import inspect
+    from pretrain.data.shards import index
 
     if not patterns:
         raise UserError("index: name the shards, such as 'shards/*.tar'")

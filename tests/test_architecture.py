@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "pretrain.errors": [],
     "pretrain.named": ["pretrain.errors"],
     "pretrain.config": ["pretrain", "pretrain.errors", "pretrain.rules"],
-    "pretrain.rules": ["pretrain.config", "pretrain.data.augmentations", "pretrain.data.edits"],
+    "pretrain.rules": ["pretrain.config", "pretrain.data.images.augmentations", "pretrain.data.texts.edits"],
     "pretrain.flags": ["pretrain.errors"],
     "pretrain.runfile": ["pretrain", "pretrain.config", "pretrain.errors", "pretrain.flags", "pretrain.named",
                          "pretrain.objectives"],
@@ -65,8 +65,8 @@ THIRD_PARTY = {  # package -> the only modules that may import it, because it is
     "tyro": ["pretrain.flags", "pretrain.verbs", "pretrain.verbs_data"],
     "pickle": [],
 }
-NO_TORCH = ["pretrain", "pretrain.__main__", "pretrain.cli", "pretrain.config", "pretrain.data.augmentations",
-            "pretrain.data.edits", "pretrain.errors", "pretrain.flags", "pretrain.named", "pretrain.rules",
+NO_TORCH = ["pretrain", "pretrain.__main__", "pretrain.cli", "pretrain.config", "pretrain.data.images.augmentations",
+            "pretrain.data.texts.edits", "pretrain.errors", "pretrain.flags", "pretrain.named", "pretrain.rules",
             "pretrain.runfile", "pretrain.show", "pretrain.verbs", "pretrain.verbs_data",
             "pretrain.launch.*", "pretrain.plan.*"]  # fmt: skip
 COLLECTIVES = ["pretrain.exchange.*", "pretrain.engines.*", "pretrain.world", "pretrain.losses", "benchmarks.*"]

@@ -12,8 +12,8 @@ import torch
 
 from pretrain import config, model
 from pretrain.compat import open_clip
-from pretrain.data import tokenizer
-from pretrain.data.transforms import normalize
+from pretrain.data.images.transforms import normalize
+from pretrain.data.texts import tokenizer
 from pretrain.errors import UserError
 from pretrain.towers import architecture
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from pretrain.config import Data
 from pretrain.data import patterns, storage
-from pretrain.data.decode import BadSample, decode
-from pretrain.data.reader import RawSample, ShardSource, Source
+from pretrain.data.images.decode import BadSample, decode
+from pretrain.data.images.transforms import ImageSpec, eval_image
 from pretrain.data.rows import Tokenize
+from pretrain.data.shards.reader import RawSample, ShardSource, Source
 from pretrain.data.slab import Column, Columns
 from pretrain.data.stages import Stages
 from pretrain.data.stream import Take, stream
 from pretrain.data.synthetic import SyntheticSource
-from pretrain.data.transforms import ImageSpec, eval_image
 from pretrain.errors import UserError
 from pretrain.world import World
 

@@ -14,13 +14,13 @@ from pretrain.config import Data, Run
 from pretrain.data import order, patterns, storage
 from pretrain.data.digest import batch_digest, combine, row_digests
 from pretrain.data.evaluation import EvalBatch, EvalLoader, eval_loader
-from pretrain.data.reader import ShardSource, Source
+from pretrain.data.images.transforms import ImageSpec
 from pretrain.data.rows import Part, Tokenize, TrainRows
+from pretrain.data.shards.reader import ShardSource, Source
 from pretrain.data.slab import Columns
 from pretrain.data.stages import Work
 from pretrain.data.stream import Made, stream
 from pretrain.data.synthetic import SyntheticSource
-from pretrain.data.transforms import ImageSpec
 from pretrain.data.wanted import Wanted
 from pretrain.errors import UserError
 from pretrain.values import Batch, Skip

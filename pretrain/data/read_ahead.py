@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from pretrain.data.reader import RawSample
+from pretrain.data.shards.reader import RawSample
 
 MAX_BYTES = 256 << 20
 """Encoded images held in all; past it, reading goes on when some were taken. The threads' current reads come on top."""

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from pretrain.config import Data
-from pretrain.data.captions import Texts
-from pretrain.data.decode import BadSample
+from pretrain.data.images.decode import BadSample
+from pretrain.data.images.pixels import Pixels
+from pretrain.data.images.transforms import ImageSpec
 from pretrain.data.order import SampleOrder, sample_random, view_random
-from pretrain.data.pixels import Pixels
-from pretrain.data.reader import RawSample, Source
+from pretrain.data.shards.reader import RawSample, Source
 from pretrain.data.slab import Column, Columns, Layout
 from pretrain.data.stages import Stages
-from pretrain.data.transforms import ImageSpec
+from pretrain.data.texts.captions import Texts
 from pretrain.data.wanted import Wanted, columns
 from pretrain.errors import UserError
 from pretrain.values import Skip

@@ -11,7 +11,7 @@ import torch
 
 from pretrain.config import Data
 from pretrain.data.read_ahead import ReadAhead
-from pretrain.data.reader import RawSample
+from pretrain.data.shards.reader import RawSample
 from pretrain.data.slab import Columns, Layout, Slab, fresh
 from pretrain.data.stages import Stages, Work
 from pretrain.data.workers import Note, Task, Workers

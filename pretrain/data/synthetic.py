@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pretrain.data.fingerprint import Fact
 from pretrain.data.order import mix
-from pretrain.data.reader import RawSample
+from pretrain.data.shards.fingerprint import Fact
+from pretrain.data.shards.reader import RawSample
 from pretrain.values import Skip
 
 COLORS = {

@@ -24,7 +24,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from pretrain.data.decode import BadSample
+from pretrain.data.images.decode import BadSample
 from pretrain.errors import UserError
 
 Kind = Literal["int", "float", "text"]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from pretrain import checkpoint, config, model, named
-from pretrain.data import tokenizer
 from pretrain.data.evaluation import eval_loader
 from pretrain.data.patterns import expand
+from pretrain.data.texts import tokenizer
 from pretrain.errors import UserError
 from pretrain.evaluate.base import Setting, Task
 from pretrain.world import World

@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pretrain.compat import Towers, open_clip
-from pretrain.data import tokenizer, transforms
+from pretrain.data.images import transforms
+from pretrain.data.texts import tokenizer
 from pretrain.errors import UserError
 from pretrain.export.base import TEXTS, Tower, differences, probe_images
 from pretrain.model import DualEncoder

@@ -16,7 +16,7 @@ from pretrain.compat import open_clip
 from pretrain.errors import UserError
 
 if TYPE_CHECKING:
-    from pretrain.data.transforms import ImageSpec
+    from pretrain.data.images.transforms import ImageSpec
 
 SHIPPED = Path(__file__).parents[1] / "configs" / "models"
 """Model descriptions of this project."""
@@ -97,7 +97,7 @@ def image_size(towers: Mapping[str, Any]) -> tuple[int, int]:
 
 def image_spec(preprocess: Mapping[str, Any]) -> ImageSpec:
     """The preprocessing as the data pipeline takes it."""
-    from pretrain.data.transforms import ImageSpec
+    from pretrain.data.images.transforms import ImageSpec
 
     size = preprocess["size"]
     return ImageSpec(

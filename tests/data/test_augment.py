@@ -10,8 +10,8 @@ from PIL import Image, ImageFilter, ImageOps
 
 import pretrain.compat  # noqa: F401 - torchvision's import beside a CPU build of torch
 from pretrain.config import Data, Run, Train
-from pretrain.data import augment
-from pretrain.data.augment import Augment
+from pretrain.data.images import augment
+from pretrain.data.images.augment import Augment
 from pretrain.errors import UserError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)

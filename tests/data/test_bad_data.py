@@ -25,10 +25,10 @@ import torch
 from PIL import Image
 
 from pretrain.config import Data, Run, Train
+from pretrain.data.images.transforms import ImageSpec
 from pretrain.data.loader import combine, eval_loader, row_digests, train_loader, train_source
 from pretrain.data.order import mix
-from pretrain.data.tar import contents
-from pretrain.data.transforms import ImageSpec
+from pretrain.data.shards.tar import contents
 from pretrain.errors import UserError
 from pretrain.values import Batch, Skip
 from pretrain.world import World

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.data.boxes import TURNS, random_box, random_cut
+from pretrain.data.images.boxes import TURNS, random_box, random_cut
 from pretrain.data.order import sample_random
 
 SCALE, RATIO = (0.9, 1.0), (0.75, 4 / 3)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pretrain.config import Data, Run, Train
-from pretrain.data.captions import MAX_CAPTION, Texts, parse_meta, texts_of
-from pretrain.data.decode import BadSample
-from pretrain.data.sentences import sentences
+from pretrain.data.images.decode import BadSample
+from pretrain.data.texts.captions import MAX_CAPTION, Texts, parse_meta, texts_of
+from pretrain.data.texts.sentences import sentences
 from pretrain.errors import UserError
 
 KEYS = ("txt", "json:caption", "json:captions")

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from pretrain.data.cleaning import Cleaning, cleaned
+from pretrain.data.texts.cleaning import Cleaning, cleaned
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467, \u0915\u094d\u200d\u0937: joiners"
 

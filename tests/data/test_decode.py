@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from pretrain.config import Data
-from pretrain.data.decode import BadSample, Encoded, decode
-from pretrain.data.reader import ShardSource
+from pretrain.data.images.decode import BadSample, Encoded, decode
+from pretrain.data.shards.reader import ShardSource
 
 
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from pretrain.config import Data
-from pretrain.data.index import make_index
-from pretrain.data.inspect import check
-from pretrain.data.pack import How, pack_folder, pack_shards
+from pretrain.data.checking.inspect import check
+from pretrain.data.packing.kinds import How, pack_folder, pack_shards
 from pretrain.data.patterns import entries
-from pretrain.data.reader import RawSample, ShardSource
+from pretrain.data.shards.index import make_index
+from pretrain.data.shards.reader import RawSample, ShardSource
 from pretrain.data.storage import make
 
 OLD = Path(sys.prefix) / "peers" / "webdataset-0.2.86"

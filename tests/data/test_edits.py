@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pretrain import config
-from pretrain.data import edits
-from pretrain.data.edits import Edits
+from pretrain.data.texts import edits
+from pretrain.data.texts.edits import Edits
 from pretrain.errors import UserError
 
 TEXT = "The quick brown fox, of an old forest, jumps over the lazy dog and runs into its warm den at night."

@@ -33,8 +33,8 @@ import pytest
 import torch
 
 from pretrain.config import Data, Run, Train
+from pretrain.data.images.transforms import ImageSpec
 from pretrain.data.loader import combine, row_digests, train_loader
-from pretrain.data.transforms import ImageSpec
 from pretrain.data.wanted import Wanted
 from pretrain.data.workers import WorkerDied
 from pretrain.world import World

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from pretrain.config import Data
-from pretrain.data.decode import decode
+from pretrain.data.images.decode import decode
+from pretrain.data.images.transforms import ImageSpec, eval_image
 from pretrain.data.loader import EvalBatch, eval_loader
-from pretrain.data.transforms import ImageSpec, eval_image
 from pretrain.errors import UserError
 from pretrain.world import World
 

@@ -11,8 +11,8 @@ import torch
 
 from pretrain.config import Data, Run, Train
 from pretrain.data.digest import combine, row_digests
+from pretrain.data.images.transforms import ImageSpec
 from pretrain.data.loader import train_loader
-from pretrain.data.transforms import ImageSpec
 from pretrain.data.wanted import Wanted
 from pretrain.values import Batch
 from pretrain.world import World

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from pretrain.config import Data
-from pretrain.data import indexing, storage, tar
-from pretrain.data.index import expand, fingerprint, make_index
+from pretrain.data import storage
 from pretrain.data.patterns import braces
-from pretrain.data.reader import ShardSource
-from pretrain.data.shards import Shard, ShardIndex
+from pretrain.data.shards import indexing, tar
+from pretrain.data.shards.facts import Shard, ShardIndex
+from pretrain.data.shards.index import expand, fingerprint, make_index
+from pretrain.data.shards.reader import ShardSource
 from pretrain.errors import UserError
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from pretrain import cli
 from pretrain.config import Data
-from pretrain.data.index import make_index
-from pretrain.data.inspect import check, missing_numbers, spread_of
-from pretrain.data.inspect_page import histogram, page
-from pretrain.data.scanning import Scan, Tally, Task
+from pretrain.data.checking.inspect import check, missing_numbers, spread_of
+from pretrain.data.checking.inspect_page import histogram, page
+from pretrain.data.checking.scanning import Scan, Tally, Task
+from pretrain.data.shards.index import make_index
 from pretrain.data.storage import make
 from pretrain.errors import UserError
 
@@ -67,7 +67,7 @@ def test_repeats_are_estimated_from_a_part(make_shards: Any) -> None:
     paths = make_shards([300], folder="one") + make_shards([300], folder="two")
     make_index(paths)
     store = make(Data())
-    from pretrain.data.indexing import open_shards
+    from pretrain.data.shards.indexing import open_shards
 
     shards = open_shards(paths, Data(), store)
     scan = Scan(Data(), thin=2, every=3)

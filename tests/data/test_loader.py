@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from pretrain.config import Data, Run, Train
+from pretrain.data.images.transforms import ImageSpec, normalize
 from pretrain.data.loader import BadRate, batch_digest, combine, row_digests, train_loader, train_source
-from pretrain.data.transforms import ImageSpec, normalize
 from pretrain.data.workers import WorkerDied
 from pretrain.errors import UserError
 from pretrain.values import Batch, Skip
@@ -244,7 +244,7 @@ def test_digest_depends_on_keys_pixels_tokens_and_order(paths: list[str], words:
 
 
 def test_counts_waiting_and_truncation(paths: list[str]) -> None:
-    from pretrain.data.tokenizer import build
+    from pretrain.data.texts.tokenizer import build
 
     with train_loader(make_run(paths), world(0, 1), SPEC, build("ViT-B-32", context_length=4), 0, 24) as loader:
         assert sum(1 for _ in loader) == len(loader) == 2

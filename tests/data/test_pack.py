@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from pretrain.config import Data
-from pretrain.data.decode import decode
-from pretrain.data.digits import NAMES, slant
-from pretrain.data.index import expand
-from pretrain.data.pack import How, pack_digits, pack_folder, pack_table
-from pretrain.data.reader import RawSample, ShardSource
+from pretrain.data.images.decode import decode
+from pretrain.data.packing.digits import NAMES, slant
+from pretrain.data.packing.kinds import How, pack_digits, pack_folder, pack_table
+from pretrain.data.shards.index import expand
+from pretrain.data.shards.reader import RawSample, ShardSource
 from pretrain.errors import UserError
 
 ONE = How(samples_per_shard=1, workers=1)

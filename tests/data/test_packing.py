@@ -20,11 +20,11 @@ from PIL import Image
 
 from pretrain import cli
 from pretrain.config import Data
-from pretrain.data.decode import BadSample, decode
-from pretrain.data.pack import FolderInputs, How, pack_folder, pack_shards, pack_table
-from pretrain.data.packing import Build, Unit
-from pretrain.data.places import Folder
-from pretrain.data.polish import Polish
+from pretrain.data.images.decode import BadSample, decode
+from pretrain.data.packing.engine import Build, Unit
+from pretrain.data.packing.kinds import FolderInputs, How, pack_folder, pack_shards, pack_table
+from pretrain.data.packing.places import Folder
+from pretrain.data.packing.polish import Polish
 from pretrain.data.processes import Tick, spread
 from pretrain.errors import UserError
 
@@ -111,7 +111,7 @@ def interrupted(source: Path, out: Path, how: How, units: int) -> None:
             raise Killed
         return work(task, tick)
 
-    from pretrain.data import packing
+    from pretrain.data.packing import engine as packing
 
     original = packing.Build
     packing.Build = lambda *_: call  # type: ignore[assignment,misc]
@@ -300,8 +300,8 @@ def test_damage_of_shards_is_told(old: Path, tmp_path: Path) -> None:
 
 
 def test_a_shard_that_is_gone_or_another_is_an_error_and_no_skip(old: Path, tmp_path: Path) -> None:
-    from pretrain.data.packing import Task
-    from pretrain.data.repack import ShardInputs
+    from pretrain.data.packing.engine import Task
+    from pretrain.data.packing.repack import ShardInputs
 
     place = Folder(tmp_path / "new")
     for change, says in ((lambda path: path.write_bytes(b"other"), "changed while"), (Path.unlink, "no such")):
@@ -324,7 +324,7 @@ def test_packed_shards_train(source: Path, tmp_path: Path) -> None:
     """sizes.json is what data.sizes wants."""
     pack_folder(source, tmp_path / "out", how=How(samples_per_shard=8, workers=1))
     sizes = json.loads((tmp_path / "out" / "sizes.json").read_text())
-    from pretrain.data.indexing import open_shards
+    from pretrain.data.shards.indexing import open_shards
     from pretrain.data.storage import make
 
     paths = sorted(str(path) for path in (tmp_path / "out").glob("*.tar"))

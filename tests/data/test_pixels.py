@@ -16,11 +16,11 @@ from PIL import Image
 
 from pretrain.compat import open_clip
 from pretrain.config import Data
-from pretrain.data.boxes import TURNS, random_cut
-from pretrain.data.decode import BadSample, Encoded, decode
+from pretrain.data.images.boxes import TURNS, random_cut
+from pretrain.data.images.decode import BadSample, Encoded, decode
+from pretrain.data.images.pixels import Pixels
+from pretrain.data.images.transforms import ImageSpec, normalize
 from pretrain.data.order import sample_random
-from pretrain.data.pixels import Pixels
-from pretrain.data.transforms import ImageSpec, normalize
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -162,8 +162,8 @@ DIGEST = """
 import sys, hashlib, torch
 from pretrain.config import Data
 from pretrain.data.order import sample_random
-from pretrain.data.pixels import Pixels
-from pretrain.data.transforms import ImageSpec
+from pretrain.data.images.pixels import Pixels
+from pretrain.data.images.transforms import ImageSpec
 torch.set_num_threads(int(sys.argv[1]))
 pixels = Pixels(ImageSpec((224, 224), (.5, .5, .5), (.5, .5, .5)), Data(source="synthetic", flip=True,
                 augment=("color_jitter=0.4", "blur=0.5")))

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from pretrain.data.decode import BadSample
+from pretrain.data.images.decode import BadSample
 from pretrain.data.read_ahead import ReadAhead
-from pretrain.data.reader import RawSample
+from pretrain.data.shards.reader import RawSample
 from pretrain.errors import UserError
 
 

@@ -22,17 +22,19 @@ import torch
 
 from pretrain import record
 from pretrain.config import Data, Run, Train
-from pretrain.data import fingerprint, indexing, parquet, shards, storage
-from pretrain.data.captions import MAX_TEXT_BYTES
+from pretrain.data import storage
 from pretrain.data.digest import combine, row_digests
-from pretrain.data.fingerprint import Fact, differences, summary
-from pretrain.data.index_helpers import Helpers
+from pretrain.data.images.transforms import ImageSpec
 from pretrain.data.loader import train_loader, train_source
-from pretrain.data.opened import OpenShards
 from pretrain.data.patterns import Entry
-from pretrain.data.reader import ShardSource, spans
+from pretrain.data.shards import facts as shards
+from pretrain.data.shards import fingerprint, indexing, parquet
+from pretrain.data.shards.fingerprint import Fact, differences, summary
+from pretrain.data.shards.index_helpers import Helpers
+from pretrain.data.shards.opened import OpenShards
+from pretrain.data.shards.reader import ShardSource, spans
 from pretrain.data.storage import Stat
-from pretrain.data.transforms import ImageSpec
+from pretrain.data.texts.captions import MAX_TEXT_BYTES
 from pretrain.errors import UserError
 from pretrain.world import World
 

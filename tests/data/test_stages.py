@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from pretrain.config import Data, Run, Train
+from pretrain.data.images.transforms import ImageSpec
 from pretrain.data.loader import train_loader
-from pretrain.data.reader import RawSample
+from pretrain.data.shards.reader import RawSample
 from pretrain.data.stages import Stages, Work, diagnose
 from pretrain.data.synthetic import SyntheticSource
-from pretrain.data.transforms import ImageSpec
 from pretrain.metrics import Meter
 from pretrain.values import GradNorms, StepReport
 from pretrain.world import World

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pretrain.compat import open_clip
-from pretrain.data import tokenizer
+from pretrain.data.texts import tokenizer
 from pretrain.errors import UserError
 
 TEXTS = [*tokenizer.PROBE, "a cat " * 50, "!", "!!!!!" * 80, "<end_of_text> inside", "ALL CAPS\nand\ttabs", "x" * 500]
@@ -83,7 +83,7 @@ class Wrapped:
 FLAT = """
 import os, sys
 import torch
-from pretrain.data import tokenizer
+from pretrain.data.texts import tokenizer
 
 torch.set_num_threads(1)
 tokenize, letters = tokenizer.build("ViT-B-32"), "abcdefghijklmnopqrstuvwxyz"

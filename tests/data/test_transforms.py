@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from pretrain.compat import open_clip
-from pretrain.data.decode import decode
-from pretrain.data.transforms import ImageSpec, eval_image, normalize
+from pretrain.data.images.decode import decode
+from pretrain.data.images.transforms import ImageSpec, eval_image, normalize
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pretrain.data import wanted
-from pretrain.data.decode import BadSample
+from pretrain.data.images.decode import BadSample
 from pretrain.data.wanted import Field, Wanted
 from pretrain.errors import UserError
 

@@ -12,7 +12,7 @@ import torch
 
 from pretrain import checkpoint, config, model
 from pretrain.checkpoint import State
-from pretrain.data.pack import pack_digits
+from pretrain.data.packing.kinds import pack_digits
 from pretrain.errors import UserError
 from pretrain.evaluate import evaluate, measure, names
 from pretrain.world import World, environment

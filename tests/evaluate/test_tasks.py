@@ -14,8 +14,8 @@ import torch
 
 from pretrain import config, model
 from pretrain.compat import open_clip
-from pretrain.data import tokenizer
 from pretrain.data.evaluation import EvalBatch
+from pretrain.data.texts import tokenizer
 from pretrain.errors import UserError
 from pretrain.evaluate import retrieval, zero_shot
 from pretrain.evaluate.base import Setting

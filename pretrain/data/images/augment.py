@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from pretrain.data.augmentations import parse
-from pretrain.data.boxes import random_box, uniform
+from pretrain.data.images.augmentations import parse
+from pretrain.data.images.boxes import random_box, uniform
 from pretrain.errors import UserError
 
 Color = tuple[int, int, int]

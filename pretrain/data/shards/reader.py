@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pretrain.config import Data
-from pretrain.data import captions, indexing, parquet, shards, sizes, storage
-from pretrain.data.captions import MAX_TEXT_BYTES
-from pretrain.data.decode import BadSample
-from pretrain.data.fingerprint import Fact, fingerprint
-from pretrain.data.opened import Opened, OpenShards
+from pretrain.data import storage
+from pretrain.data.images.decode import BadSample
 from pretrain.data.patterns import Entry
-from pretrain.data.shards import Shard
+from pretrain.data.shards import facts as shards
+from pretrain.data.shards import indexing, parquet, sizes
+from pretrain.data.shards.facts import Shard
+from pretrain.data.shards.fingerprint import Fact, fingerprint
+from pretrain.data.shards.opened import Opened, OpenShards
 from pretrain.data.storage import Missing, Storage
 from pretrain.data.storage.base import changed
+from pretrain.data.texts import captions
+from pretrain.data.texts.captions import MAX_TEXT_BYTES
 from pretrain.errors import UserError
 from pretrain.values import Skip
 

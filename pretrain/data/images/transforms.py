@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pretrain.data.boxes import Size
+from pretrain.data.images.boxes import Size
 from pretrain.kernels.normalize_images import normalize_images
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pretrain.config import Data
-from pretrain.data.decode import BadSample
-from pretrain.data.edits import Edits
-from pretrain.data.sentences import sentences
+from pretrain.data.images.decode import BadSample
+from pretrain.data.texts.edits import Edits
+from pretrain.data.texts.sentences import sentences
 
 MAX_TEXT_BYTES = 1 << 20
 """Larger text or json members are not read."""

@@ -25,9 +25,9 @@ class Helpers:
     """
 
     def __init__(self, count: int, index_dir: str | None) -> None:
-        here = str(Path(__file__).resolve().parents[2])
+        here = str(Path(__file__).resolve().parents[3])
         paths = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", "pretrain.data.index_helpers", *([index_dir] if index_dir else [])]
+        command = [sys.executable, "-m", "pretrain.data.shards.index_helpers", *([index_dir] if index_dir else [])]
         self._all = [
             subprocess.Popen(
                 command,
@@ -87,7 +87,8 @@ def _ask(process: subprocess.Popen[str], name: str) -> dict[str, str]:
 
 def main(index_dir: str | None) -> None:
     """Index each shard named by a line of stdin; answer each with a line."""
-    from pretrain.data import indexing, storage
+    from pretrain.data import storage
+    from pretrain.data.shards import indexing
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process, by closing its stdin
     data = Data(index_dir=index_dir)

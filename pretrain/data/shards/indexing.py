@@ -18,9 +18,10 @@ import numpy as np
 import xxhash
 
 from pretrain.config import Data
-from pretrain.data import shards, tar
-from pretrain.data.index_helpers import Helpers
-from pretrain.data.shards import Shard, ShardIndex
+from pretrain.data.shards import facts as shards
+from pretrain.data.shards import tar
+from pretrain.data.shards.facts import Shard, ShardIndex
+from pretrain.data.shards.index_helpers import Helpers
 from pretrain.data.storage import Blob, Stat, Storage, is_local
 
 _THREADS, _REMOTE_THREADS = 8, 16

@@ -19,14 +19,14 @@ from typing import Any, NamedTuple, Protocol
 
 import xxhash
 
-from pretrain.data.captions import MAX_TEXT_BYTES
-from pretrain.data.decode import BadSample
-from pretrain.data.how import How
-from pretrain.data.places import UNITS, WHOLE, Place, place
-from pretrain.data.polish import Polish
+from pretrain.data.images.decode import BadSample
+from pretrain.data.packing.how import How
+from pretrain.data.packing.places import UNITS, WHOLE, Place, place
+from pretrain.data.packing.polish import Polish
+from pretrain.data.packing.writing import Members, ShardWriter, key
 from pretrain.data.processes import Tick, cores, spread
 from pretrain.data.progress import Meter
-from pretrain.data.writing import Members, ShardWriter, key
+from pretrain.data.texts.captions import MAX_TEXT_BYTES
 from pretrain.errors import UserError
 
 _FORMAT = 1

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 from PIL import Image
 
-from pretrain.data.cleaning import Cleaning
-from pretrain.data.decode import BadSample, Encoded, decode
-from pretrain.data.how import How
+from pretrain.data.images.decode import BadSample, Encoded, decode
+from pretrain.data.packing.how import How
+from pretrain.data.texts.cleaning import Cleaning
 
 _SPARE = 1.5
 """A JPEG is unpacked at no less than this many times the size it is to get."""

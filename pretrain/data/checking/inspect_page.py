@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.scanning import Picture, Tally
+from pretrain.data.checking.scanning import Picture, Tally
 
 _BINS, _WIDTH, _HEIGHT = 40, 420, 120
 _MAX_LINES, _MAX_TEXT = 200, 300

@@ -13,13 +13,13 @@ import xxhash
 from PIL import Image
 
 from pretrain.config import Data
-from pretrain.data.captions import MAX_TEXT_BYTES, parse_meta, texts_of
-from pretrain.data.decode import FORMATS, BadSample, decode
-from pretrain.data.indexing import build
+from pretrain.data.images.decode import FORMATS, BadSample, decode
+from pretrain.data.packing.repack import ShardReader
 from pretrain.data.processes import Tick
-from pretrain.data.repack import ShardReader
-from pretrain.data.shards import Shard, ShardIndex, load
+from pretrain.data.shards.facts import Shard, ShardIndex, load
+from pretrain.data.shards.indexing import build
 from pretrain.data.storage import is_local, make
+from pretrain.data.texts.captions import MAX_TEXT_BYTES, parse_meta, texts_of
 
 _HEADER = 1 << 16
 _LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 18, 1 << 23

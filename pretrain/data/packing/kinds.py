@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config import Data
-from pretrain.data.captions import captions_of, parse_meta
-from pretrain.data.decode import BadSample
-from pretrain.data.digits import CLASSES, digit_pairs
-from pretrain.data.how import How
-from pretrain.data.packing import PackReport, pack
-from pretrain.data.places import Folder
-from pretrain.data.polish import Polish
-from pretrain.data.repack import ShardInputs
-from pretrain.data.tables import read_rows
-from pretrain.data.writing import Members, members_of, write_shards
+from pretrain.data.images.decode import BadSample
+from pretrain.data.packing.digits import CLASSES, digit_pairs
+from pretrain.data.packing.engine import PackReport, pack
+from pretrain.data.packing.how import How
+from pretrain.data.packing.places import Folder
+from pretrain.data.packing.polish import Polish
+from pretrain.data.packing.repack import ShardInputs
+from pretrain.data.packing.tables import read_rows
+from pretrain.data.packing.writing import Members, members_of, write_shards
+from pretrain.data.texts.captions import captions_of, parse_meta
 from pretrain.errors import UserError
 
 __all__ = ["How", "PackReport", "pack_digits", "pack_folder", "pack_shards", "pack_table"]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pretrain.data.parquet import Table
-from pretrain.data.shards import Shard, ShardIndex
+from pretrain.data.shards.facts import Shard, ShardIndex
+from pretrain.data.shards.parquet import Table
 from pretrain.data.storage import Blob
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from pretrain.data.shards import Shard
+from pretrain.data.shards.facts import Shard
 from pretrain.errors import UserError
 
 _FORMAT = "pretrain-data-1"

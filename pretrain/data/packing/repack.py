@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pretrain.config import Data
-from pretrain.data import shards as stored
-from pretrain.data.captions import parse_meta, texts_of
-from pretrain.data.decode import BadSample
-from pretrain.data.fingerprint import fingerprint
-from pretrain.data.indexing import open_shards
+from pretrain.data.images.decode import BadSample
+from pretrain.data.packing.polish import Polish
+from pretrain.data.packing.writing import Members, to_json
 from pretrain.data.patterns import expand
-from pretrain.data.polish import Polish
-from pretrain.data.shards import Shard, ShardIndex
+from pretrain.data.shards import facts as stored
+from pretrain.data.shards.facts import Shard, ShardIndex
+from pretrain.data.shards.fingerprint import fingerprint
+from pretrain.data.shards.indexing import open_shards
 from pretrain.data.storage import Blob, Storage, make
-from pretrain.data.writing import Members, to_json
+from pretrain.data.texts.captions import parse_meta, texts_of
 from pretrain.errors import UserError
 
 MAX_MEMBER = 1 << 28

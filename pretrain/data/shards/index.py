@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 from pretrain.config import Data
 from pretrain.data import storage
-from pretrain.data.fingerprint import fingerprint
-from pretrain.data.indexing import build, known, open_shards
 from pretrain.data.patterns import expand
-from pretrain.data.shards import Shard, ShardIndex, index_path, load
+from pretrain.data.shards.facts import Shard, ShardIndex, index_path, load
+from pretrain.data.shards.fingerprint import fingerprint
+from pretrain.data.shards.indexing import build, known, open_shards
 from pretrain.data.storage import Storage
 
 __all__ = [

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pretrain.config import Data
-from pretrain.data import shards
-from pretrain.data.shards import Shard
+from pretrain.data.shards import facts as shards
+from pretrain.data.shards.facts import Shard
 from pretrain.data.storage import Storage
 from pretrain.errors import UserError
 

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from pretrain.config import Data
-from pretrain.data.augment import Augment
-from pretrain.data.boxes import TURNS, Cut, Turn, random_cut
-from pretrain.data.decode import Encoded
-from pretrain.data.transforms import ImageSpec, resize
+from pretrain.data.images.augment import Augment
+from pretrain.data.images.boxes import TURNS, Cut, Turn, random_cut
+from pretrain.data.images.decode import Encoded
+from pretrain.data.images.transforms import ImageSpec, resize
 
 
 class Pixels:

@@ -15,14 +15,14 @@ import numpy as np
 
 from pretrain.config import Data
 from pretrain.data import storage
-from pretrain.data.fingerprint import fingerprint
-from pretrain.data.index import known
-from pretrain.data.indexing import build
+from pretrain.data.checking.scanning import Scan, Scanned, Tally, Task
 from pretrain.data.patterns import expand
 from pretrain.data.processes import Tick, cores, spread
 from pretrain.data.progress import Meter
-from pretrain.data.scanning import Scan, Scanned, Tally, Task
-from pretrain.data.shards import Shard, index_path, load
+from pretrain.data.shards.facts import Shard, index_path, load
+from pretrain.data.shards.fingerprint import fingerprint
+from pretrain.data.shards.index import known
+from pretrain.data.shards.indexing import build
 from pretrain.errors import UserError
 
 _SEED = 20_241
@@ -254,7 +254,7 @@ def missing_numbers(paths: Iterable[str]) -> Iterator[str]:
 
 
 def _write(path: Path, found: Found) -> None:
-    from pretrain.data.inspect_page import page
+    from pretrain.data.checking.inspect_page import page
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

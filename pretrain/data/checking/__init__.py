@@ -1,0 +1,1 @@
+"""Shards read through, and what was found."""

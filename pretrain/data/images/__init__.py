@@ -1,0 +1,1 @@
+"""Bytes of an image file -> pixels of a row."""

@@ -1,0 +1,1 @@
+"""Captions of a sample -> token ids of a row."""
