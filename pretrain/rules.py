@@ -81,10 +81,6 @@ def data_numbers(data: Data) -> Rules:
             bool(odd),
             f"data.text_keys {odd} must be a member's extension such as txt, 'json:FIELD' or 'parquet:COLUMN'",
         ),
-        (
-            bool(weights) and len(weights) != len(data.train),
-            f"data.weights has {len(weights)} numbers for {len(data.train)} entries of data.train: give one for each",
-        ),
         (any(w <= 0 for w in weights), f"data.weights {weights} must all be positive: leave a source out instead"),
         (
             bool(texts) and len(texts) != len(data.text_keys),

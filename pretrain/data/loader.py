@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections import Counter, deque
@@ -17,6 +18,7 @@ from pretrain.data.evaluation import EvalBatch, EvalLoader, eval_loader
 from pretrain.data.images.transforms import ImageSpec
 from pretrain.data.rows import Part, Tokenize, TrainRows
 from pretrain.data.shards.reader import ShardSource, Source
+from pretrain.data.shuffle import quality
 from pretrain.data.slab import Columns
 from pretrain.data.stages import Work
 from pretrain.data.stream import Made, stream
@@ -25,6 +27,8 @@ from pretrain.data.wanted import Wanted
 from pretrain.errors import UserError
 from pretrain.values import Batch, Skip
 from pretrain.world import World
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "BadRate", "EvalBatch", "EvalLoader", "Loader", "batch_digest", "combine", "eval_loader", "row_digests",
@@ -77,8 +81,24 @@ def train_loader(
     wanted = wanted or Wanted()
     source = source or train_source(run.data, world, spec, wanted)
     samples = order.of(source, run.seed, run.data)
+    if world.is_main and isinstance(source, ShardSource):
+        _tell(source, samples, run)
     rows = TrainRows(source, samples, run.data, spec, tokenize, wanted)
     return Loader(rows, run, world, start_sample, stop_sample)
+
+
+def _tell(source: ShardSource, samples: order.SampleOrder, run: Run) -> None:
+    """What is trained on, how well it is mixed, and whether a cache can follow."""
+    found = f"data: {len(source):,} samples in {len(source.shards):,} shards"
+    log.info("%s%s", found, f"; {quality(samples, source, run.train.global_batch)}" if run.data.shuffle else "")
+    away = sum(shard.size for shard in source.shards if not storage.is_local(shard.path)) / 2**30
+    if run.data.cache_dir and run.data.shuffle and run.data.shuffle_chunk != 0 and away > run.data.cache_gb:
+        log.warning(
+            "data.cache_gb %g: the remote shards take %.0f GiB, and the order reads from all of them at a time: "
+            "they would be fetched again and again; set data.shuffle_chunk 0 in a new run, or leave data.cache_dir out",
+            run.data.cache_gb,
+            away,
+        )
 
 
 class Loader:

@@ -333,3 +333,25 @@ def test_batches_on_a_gpu_equal_those_on_the_cpu(words: Any) -> None:
     with train_loader(run, World(0, 1, 0, torch.device("cuda", 0)), SPEC, words, 0, 120) as loader:
         found = [(batch.images.device.type, batch_digest(batch)) for batch in loader]
     assert found == [("cuda", digest) for digest in digests(read(run, words, 0, 120))]
+
+
+def test_a_start_says_how_well_the_data_is_mixed(
+    make_shards: Any, words: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(make_shards([30, 30]), cache_dir="unused", cache_gb=1.2e-4)
+    with caplog.at_level("INFO", "pretrain"):
+        for rank in range(2):
+            train_loader(run, world(rank, 2), SPEC, words, 0, 12).close()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(r"data: 60 samples in 2 shards; \d\d\.\d+% of the pairs in a batch of 12 .* uniform.*", said), (
+        said
+    )
+    monkeypatch.setattr("pretrain.data.storage.is_local", lambda name: False)
+    source = train_source(run.data, world(0, 1), SPEC)
+    caplog.clear()
+    train_loader(run, world(0, 1), SPEC, words, 0, 12, source).close()
+    assert "set data.shuffle_chunk 0 in a new run" in caplog.messages[-1]
+    whole = replace(run, data=replace(run.data, shuffle_chunk=0))
+    caplog.clear()
+    train_loader(whole, world(0, 1), SPEC, words, 0, 12, source).close()
+    assert not any("shuffle_chunk" in message for message in caplog.messages)
