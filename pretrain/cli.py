@@ -33,6 +33,9 @@ def run(argv: list[str]) -> int:
     except errors.UserError as mistake:
         _tell(f"pretrain {verb}: {mistake}")
         return errors.USER_ERROR
+    except errors.ProcessDied as died:
+        _tell(f"pretrain {verb}: {died}")
+        return errors.FAILURE
     except errors.Stopped as stopped:
         _tell(f"pretrain {verb}: {stopped}")
         return errors.REQUEUE

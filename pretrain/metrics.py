@@ -106,6 +106,11 @@ class Loading(Protocol):
         ...
 
     @property
+    def ahead(self) -> int:
+        """Batches that may lie ready."""
+        ...
+
+    @property
     def work(self) -> Work:
         """Of this rank so far."""
         ...
@@ -132,7 +137,7 @@ class Meter:
         self._skips: list[Skip] = []
         self._sent = 0
         self._loader, self._worked = loader, Work()
-        self._quiet = 1  # the first window holds the start of the workers, which says nothing of what follows
+        self._steps, self._quiet, self._said = 0, 0, 0.0
 
     def step(self, samples: int, skips: Sequence[Skip] = (), waited_s: float = 0.0) -> None:
         """One optimizer step was done.
@@ -143,6 +148,7 @@ class Meter:
             waited_s: this rank's wait for its batch, unless `clock.waiting()` surrounded it.
         """
         self.clock.step(samples, waited_s)
+        self._steps += 1
         self._skips += skips
 
     def record(
@@ -183,9 +189,12 @@ class Meter:
 
     def _times(self, found: dict[str, float]) -> dict[str, Any]:
         """Speed and wait since the last record, taken out of the means over ranks."""
+        first = self._steps - self.clock.steps
         speed, data_wait_s = self.clock.look(), found.pop("data_wait_s")
         seconds = {stage: found.pop(f"work/{stage}") for stage in STAGES}
-        self._tell_wait(data_wait_s / speed.step_s, seconds, speed.samples_per_s / self.world.size)
+        # Until the batches made before the first step are used up, waits say nothing of those that follow.
+        if self._loader is not None and first > self._loader.ahead:
+            self._tell_wait(self._loader, data_wait_s / speed.step_s, seconds, speed.samples_per_s / self.world.size)
         return {"samples_per_s": speed.samples_per_s, "step_s": speed.step_s, "data_wait_s": data_wait_s}
 
     def take_skips(self) -> list[Skip]:
@@ -200,14 +209,15 @@ class Meter:
         self.skipped += len(everyone)
         return everyone
 
-    def _tell_wait(self, share: float, seconds: Mapping[str, float], samples_per_s: float) -> None:
-        """One line of the first rank where steps wait for data, which is not said again for QUIET_WINDOWS records."""
+    def _tell_wait(self, loader: Loading, share: float, seconds: Mapping[str, float], samples_per_s: float) -> None:
+        """One line of the first rank where steps wait for data. It is not said again for QUIET_WINDOWS records, unless
+        they wait twice as long."""
         self._quiet -= 1
-        if self._loader is None or share <= MAX_WAIT or self._quiet >= 0:
+        if share <= MAX_WAIT or (self._quiet >= 0 and share <= 2 * self._said):
             return
-        self._quiet = QUIET_WINDOWS
+        self._quiet, self._said = QUIET_WINDOWS, share
         if self.world.is_main:
-            log.warning("%s", diagnose(share, seconds, samples_per_s, self._loader.workers))
+            log.warning("%s", diagnose(share, seconds, samples_per_s, loader.workers))
 
     def _work(self) -> Work:
         """What this rank's loader has done since the last record."""

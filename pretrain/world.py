@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.errors import UserError
+from pretrain.errors import ProcessDied, UserError
 from pretrain.rendezvous import fresh_store
 
 
@@ -39,6 +39,7 @@ class World:
 
         Raises:
             UserError: some rank raised one, or an OSError, inside the block.
+            ProcessDied: a process of some rank died.
             RuntimeError: some rank raised anything else; the rank itself raises its own exception.
         """
         own: Exception | None = None
@@ -49,7 +50,7 @@ class World:
         if not self.any(own is not None)[0]:
             return
         found = self.share(_Failure.of(own, self.rank))
-        if own is not None and not isinstance(own, UserError | OSError):
+        if own is not None and not isinstance(own, UserError | OSError | ProcessDied):
             raise own
         first: _Failure = next(failure for failure in found if failure)
         raise first.as_error(doing) from own
@@ -127,7 +128,7 @@ class _Failure:
     def of(error: Exception | None, rank: int) -> _Failure | None:
         if error is None:
             return None
-        kind = next((kind for kind in (UserError, OSError) if isinstance(error, kind)), RuntimeError)
+        kind = next((kind for kind in (UserError, OSError, ProcessDied) if isinstance(error, kind)), RuntimeError)
         return _Failure(rank, str(error) or type(error).__name__, kind)
 
     def as_error(self, doing: str) -> Exception:
@@ -136,4 +137,6 @@ class _Failure:
             return UserError(self.message)
         if self.kind is OSError:
             return UserError(f"{doing}: {self.message}")
+        if self.kind is ProcessDied:
+            return ProcessDied(self.message)
         return RuntimeError(f"rank {self.rank} failed while {doing}: {self.message}")

@@ -165,7 +165,7 @@ def test_means_over_ranks_by_one_all_reduce(ranks: Any) -> None:
 class Loading:
     """What a meter asks of a loader."""
 
-    workers = 2
+    workers, ahead = 2, 3
 
     def __init__(self) -> None:
         self.work = Work()
@@ -183,8 +183,8 @@ def windows(count: int, waited_s: float, now: Time, meter: Meter, loader: Loadin
 def test_steps_that_wait_are_told_why_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
     now, loader = Time(), Loading()
     meter = Meter(ONE, now=now, loader=loader)
-    windows(1, 0.5, now, meter, loader)
-    assert not caplog.messages, "the first window holds the start of the workers"
+    windows(4, 0.5, now, meter, loader)
+    assert not caplog.messages, "the first batches were made before the first step"
     windows(QUIET_WINDOWS, 0.31, now, meter, loader)
     assert caplog.messages == [
         "data: steps wait 31 % of the time for data; decoding is the limit (75 % of the workers' time, 2 workers at "
@@ -192,6 +192,8 @@ def test_steps_that_wait_are_told_why_once_in_a_while(caplog: pytest.LogCaptureF
     ]
     windows(QUIET_WINDOWS, 0.31, now, meter, loader)
     assert len(caplog.messages) == 2
+    windows(2, 0.7, now, meter, loader)
+    assert len(caplog.messages) == 3, "much worse is worth a word"
 
 
 def test_nothing_is_said_where_the_loader_keeps_up_or_there_is_none(caplog: pytest.LogCaptureFixture) -> None:

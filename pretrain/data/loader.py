@@ -107,6 +107,8 @@ class Loader:
     def __init__(self, rows: TrainRows, run: Run, world: World, start: int, stop: int) -> None:
         self.samples_per_epoch, self.fingerprint = len(rows.source), rows.source.fingerprint
         self.workers = run.data.workers
+        self.ahead = run.data.prefetch if run.data.workers else 0
+        """Batches that may lie ready."""
         self.wait_s = 0.0
         """Seconds that the consumer has waited for rows, in all."""
         self.work = Work()

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
-from pretrain.errors import UserError
+from pretrain.errors import ProcessDied, UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,7 +35,8 @@ def spread(work: Callable[[T, Tick], R], tasks: Iterable[T], workers: int, tick:
 
     Raises:
         UserError, OSError: as the work raised it.
-        RuntimeError: anything else that the work raised, with its traceback; or a worker died.
+        RuntimeError: anything else that the work raised, with its traceback.
+        ProcessDied: a worker was killed, or left.
     """
     if workers <= 1:
         yield from (work(task, tick) for task in tasks)
@@ -103,7 +104,7 @@ class _Staff:
             code = process.exitcode or 0
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
             hint = ", perhaps for want of memory: try fewer workers" if code == -signal.SIGKILL else ""
-            raise RuntimeError(f"a worker process ended {how}{hint}; the same command goes on where it was") from None
+            raise ProcessDied(f"a worker process ended {how}{hint}; the same command goes on where it was") from None
         return kind, content
 
 

@@ -90,7 +90,7 @@ def stream(
 
     Raises:
         UserError, OSError: as the maker.
-        WorkerDied: a worker was killed, or left.
+        ProcessDied: a worker was killed, or left.
     """
     if not batches:
         return

@@ -13,9 +13,10 @@ A need is one of::
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -74,6 +75,14 @@ class Field:
         row = np.full(self.shape, fill, dtype)
         self._place(row, meta.get(self.name))
         return row
+
+    def problem(self, meta: Mapping[str, Any]) -> str | None:
+        """Why `read` cannot, if so."""
+        try:
+            self.read(meta)
+        except BadSample as bad:
+            return str(bad)
+        return None
 
     def _place(self, row: np.ndarray, value: Any) -> None:
         if value is None:
@@ -178,25 +187,34 @@ def refuse_bad(meta: Mapping[str, Any], fields: Iterable[Field]) -> None:
 
 
 def refuse_missing(wanted: Wanted, source: Samples) -> None:
-    """Before a run begins: whether the data set has the fields at all.
+    """Before a run begins: whether the data set has the fields at all, and as what they are needed.
 
     Raises:
-        UserError: none of its first samples has a field.
+        UserError: none of its first samples has a field, or none of those that have it fits the need.
     """
     if not wanted.fields:
         return
-    known: dict[str, None] = {}
-    for number in range(min(_LOOKED_AT, len(source))):
-        try:
-            known |= dict.fromkeys(key for key, value in source.sample(number).meta.items() if value is not None)
-        except BadSample:
-            continue  # the loader counts it and names it
+    metas = list(_first_metas(source))
+    known = dict.fromkeys(key for meta in metas for key, value in meta.items() if value is not None)
     missing = next((field for field in wanted.fields if field.name not in known), None)
     if missing is not None:
         raise UserError(
             f"an objective needs {missing.column}, and none of the first {min(_LOOKED_AT, len(source))} samples of "
             f"data.train has {missing.name!r} in its metadata; they have {', '.join(list(known)[:20]) or 'none'}"
         )
+    for field in wanted.fields:
+        own = [field.problem(meta) for meta in metas if meta.get(field.name) is not None]
+        if all(own):
+            form = KNOWN.rpartition(", ")[2]
+            raise UserError(
+                f"an objective needs {field.column} as {field.kind}, and {own[0]}; the need says it: {form}"
+            )
+
+
+def _first_metas(source: Samples) -> Iterator[Mapping[str, Any]]:
+    for number in range(min(_LOOKED_AT, len(source))):
+        with contextlib.suppress(BadSample):  # the loader counts it and names it
+            yield source.sample(number).meta
 
 
 def _field(name: str, shape: str | None, kind: str | None) -> Field:

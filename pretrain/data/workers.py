@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import torch
 
 from pretrain.data.stages import NAMES, STAGES
-from pretrain.errors import UserError
+from pretrain.errors import ProcessDied, UserError
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +50,6 @@ class Job(Protocol):
             note: tells the parent (stage, place) that the worker is at.
         """
         ...
-
-
-class WorkerDied(RuntimeError):  # noqa: N818 - what happened, not a kind of mistake
-    """A worker process ended by itself; the text says which, how, and what helps."""
 
 
 @dataclass
@@ -100,7 +96,7 @@ class Workers:
         Raises:
             UserError, OSError: the task raised it.
             RuntimeError: it raised anything else; the text holds the worker's traceback.
-            WorkerDied: the worker was killed, or left.
+            ProcessDied: the worker was killed, or left.
         """
         worker, since = self._of(task), time.monotonic()
         try:
@@ -158,11 +154,11 @@ class Workers:
     def _named(self, worker: _Worker) -> str:
         return f"worker {worker.number} of rank {self._rank} (pid {worker.pid})"
 
-    def _died(self, worker: _Worker) -> WorkerDied:
+    def _died(self, worker: _Worker) -> ProcessDied:
         code = _ended(worker.pid, _END_S)
         self._workers = [other for other in self._workers if other is not worker]
         worker.pipe.close()
-        return WorkerDied(f"data.workers: {self._named(worker)} {_how(code)}")
+        return ProcessDied(f"data.workers: {self._named(worker)} {_how(code)}")
 
 
 def _serve(job: Job, number: int, count: int, pipe: Connection[Any, Any], parent: int, note: Note) -> None:

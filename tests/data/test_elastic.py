@@ -36,7 +36,7 @@ from pretrain.config import Data, Run, Train
 from pretrain.data.images.transforms import ImageSpec
 from pretrain.data.loader import combine, row_digests, train_loader
 from pretrain.data.wanted import Wanted
-from pretrain.data.workers import WorkerDied
+from pretrain.errors import ProcessDied
 from pretrain.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,7 +207,7 @@ def test_a_killed_worker_costs_nothing_but_a_restart(run: Run, words: Any) -> No
         next(iter(loader))
         (pid,) = _children() - before
         os.kill(pid, signal.SIGKILL)
-        with pytest.raises(WorkerDied):
+        with pytest.raises(ProcessDied):
             list(loader)
     assert digests(killed, words, BATCH, 5 * BATCH, 2, 1) == whole[1:]
 

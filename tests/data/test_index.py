@@ -15,6 +15,7 @@ import pytest
 
 from pretrain.config import Data
 from pretrain.data import storage
+from pretrain.data.checking.inspect import check
 from pretrain.data.patterns import braces
 from pretrain.data.shards import indexing, tar
 from pretrain.data.shards.facts import Shard, ShardIndex
@@ -212,20 +213,19 @@ def test_expand(tmp_path: Path) -> None:
 
 def test_make_index_builds_then_checks(make_shards: Any) -> None:
     paths = make_shards([3, 2])
-    assert make_index(paths, check=True).problems == tuple(
-        f"{path}: has no index, or one of another version of the shard" for path in paths
-    )
+    fresh = check(paths, decode=0, workers=1)
+    assert (fresh.problems, fresh.unindexed) == ((), 2), "shards that no run has met are no mistake"
     built = make_index(paths)
     assert (built.shards, built.samples, built.built, built.problems) == (2, 5, 2, ())
     assert built.members == {"png": 5, "txt": 5, "json": 5}
-    checked = make_index(paths, check=True)
-    assert (checked.problems, checked.fingerprint) == ((), built.fingerprint)
+    checked = check(paths, decode=0, workers=1)
+    assert (checked.problems, checked.unindexed, checked.fingerprint) == ((), 0, built.fingerprint)
     stat = os.stat(paths[1])
     raw = bytearray(Path(paths[1]).read_bytes())
     raw[raw.index(b"caption 4") : raw.index(b"caption 4") + 3] = b"CAP"
     Path(paths[1]).write_bytes(raw)
     os.utime(paths[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert make_index(paths, check=True).problems == (
+    assert check(paths, decode=0, workers=1).problems == (
         f"{paths[1]}: differs from its index, though size and time are the same",
     )
 
@@ -234,8 +234,7 @@ def test_make_index_tells_of_damage(make_shards: Any) -> None:
     paths = make_shards([3, 2])
     raw = Path(paths[1]).read_bytes()
     Path(paths[1]).write_bytes(raw[: raw.index(b"000004.png\0") + 600])
-    for check in (False, True):
-        found = make_index(paths, check=check)
+    for found in (make_index(paths), check(paths, decode=0, workers=1)):
         assert found.samples == 4
         assert [line.partition(": ")[0] for line in found.problems] == [paths[1]]
         assert "is cut short" in found.problems[0]

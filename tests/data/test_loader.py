@@ -17,8 +17,7 @@ import torch
 from pretrain.config import Data, Run, Train
 from pretrain.data.images.transforms import ImageSpec, normalize
 from pretrain.data.loader import BadRate, batch_digest, combine, row_digests, train_loader, train_source
-from pretrain.data.workers import WorkerDied
-from pretrain.errors import UserError
+from pretrain.errors import ProcessDied, UserError
 from pretrain.values import Batch, Skip
 from pretrain.world import World
 
@@ -307,7 +306,7 @@ def test_a_killed_worker_is_an_error_that_names_it_and_the_signal(words: Any, nu
         own = children() - before
         pid = max(own)
         os.kill(pid, number)
-        with pytest.raises(WorkerDied) as caught:
+        with pytest.raises(ProcessDied) as caught:
             list(loader)
         assert not children() & own, "the error ends the other worker"
     said = rf"data\.workers: worker [01] of rank 1 \(pid {pid}\) was killed by signal {number.value} \({number.name}"

@@ -155,3 +155,13 @@ def test_a_field_that_no_sample_has_is_refused_before_the_run() -> None:
             wanted.refuse_missing(Wanted.of([need]), source)
         assert "\n" not in str(caught.value)
     wanted.refuse_missing(Wanted(), Source())
+
+
+def test_a_field_needed_as_what_it_is_not_is_refused_before_the_run() -> None:
+    source = Source({"language": "en", "boxes": [[1, 2, 3, 4]]}, {"language": "de", "boxes": [[1, 2, 3, 4.5]]})
+    for fits in ("meta:language:text", "meta:boxes:2x4:float", "meta:boxes:2x4"):  # one sample that fits is enough
+        wanted.refuse_missing(Wanted.of([fits]), source)
+    for need, why in (("meta:language", "holds 'en': an integer"), ("meta:boxes:float", "a number within fp32")):
+        with pytest.raises(UserError, match=f"objective needs meta:.*{why}.*the need says it: meta:FIELD") as caught:
+            wanted.refuse_missing(Wanted.of([need]), source)
+        assert "\n" not in str(caught.value)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pretrain.data.workers import Note, Task, WorkerDied, Workers
-from pretrain.errors import UserError
+from pretrain.data.workers import Note, Task, Workers
+from pretrain.errors import ProcessDied, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,7 +110,7 @@ def test_a_users_mistake_is_one_line_and_a_defect_keeps_its_traceback() -> None:
     ],
 )  # fmt: skip
 def test_a_worker_that_ends_is_an_error_with_its_exit_reason(do: Callable[[int], Any], said: str) -> None:
-    with pytest.raises(WorkerDied, match=rf"^data\.workers: worker 0 of rank 3 \(pid \d+\) {said}") as caught:
+    with pytest.raises(ProcessDied, match=rf"^data\.workers: worker 0 of rank 3 \(pid \d+\) {said}") as caught:
         results(do)
     assert "\n" not in str(caught.value)
 

@@ -39,6 +39,8 @@ class CheckReport:
     shards: int
     samples: int
     bytes: int
+    unindexed: int
+    """Shards without an index that fits; a run makes those that are missing."""
     fingerprint: str
     suffix_sets: dict[str, int]
     """Members that samples have together -> samples."""
@@ -130,9 +132,7 @@ class Verify:
 
 
 def _problems(shard: Shard, stored: Shard | None) -> Iterator[str]:
-    if stored is None:
-        yield f"{shard.path}: has no index, or one of another version of the shard"
-    elif stored != shard:
+    if stored is not None and stored != shard:
         yield f"{shard.path}: differs from its index, though size and time are the same"
     for reason, key in zip(shard.damage, shard.damage_keys, strict=True):
         yield f"{shard.path}: {reason}" + (f" (sample {key!r})" if key and key not in reason else "")
@@ -167,6 +167,7 @@ def _report(
         shards=len(every),
         samples=tally.samples,
         bytes=sum(shard.size for shard in every),
+        unindexed=sum(not same for _, same in shards),
         fingerprint=fingerprint(every),
         suffix_sets=dict(tally.suffixes.most_common()),
         missing_numbers=tuple(missing_numbers([shard.path for shard in every])),

@@ -112,7 +112,7 @@ def pack(kind: str, inputs: Inputs, out: str | Path, how: How) -> PackReport:
 
     Raises:
         UserError: OUT is there, was begun with other arguments or inputs, or nothing could be packed.
-        RuntimeError: a worker died.
+        ProcessDied: a worker was killed, or left.
     """
     there = place(out)
     made_by = {name: metadata.version(name) for name in ("pillow", "simplejpeg")}  # other ones may give other bytes

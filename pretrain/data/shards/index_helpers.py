@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from types import TracebackType
 
 from pretrain.config import Data
-from pretrain.errors import UserError
+from pretrain.errors import ProcessDied, UserError
 
 
 class Helpers:
@@ -47,7 +47,7 @@ class Helpers:
 
         Raises:
             UserError, OSError: as `open_shards`.
-            RuntimeError: the process has died.
+            ProcessDied: the process was killed, or left.
         """
         process = self._free.get()
         try:
@@ -81,7 +81,9 @@ def _ask(process: subprocess.Popen[str], name: str) -> dict[str, str]:
     except BrokenPipeError:
         answer = {}
     if not answer:
-        raise RuntimeError(f"a process that indexes shards ended at {name} with code {process.wait(10)}")
+        code = process.wait(10)
+        how = f"was killed by signal {-code} (9 is mostly out of memory)" if code < 0 else f"left with exit code {code}"
+        raise ProcessDied(f"a process that indexes shards {how} at {name}; what is indexed stays, start again")
     return answer
 
 
