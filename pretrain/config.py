@@ -22,8 +22,8 @@ def free(default: Any) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class Data:
     source: Literal["shards", "synthetic"] = "shards"
-    """Where pairs come from: WebDataset tar shards, or random pairs that need no disk."""
-    train: tuple[str, ...] = ()
+    """Where pairs come from: WebDataset tar shards, or patterns with captions that name them, which need no disk."""
+    train: tuple[str, ...] = free(())
     """Training shards: paths, URLs, globs and brace patterns such as 'cc12m/{00000..01242}.tar', or files of them."""
     weights: tuple[float, ...] = ()
     """Share of the samples that each entry of data.train gives, exact in every window; none: all are one data set."""
@@ -64,7 +64,7 @@ class Data:
     view_augment: tuple[str, ...] = ("color_jitter=0.4", "grayscale=0.2", "blur=0.5")
     """Augmentations of further views of an image, where an objective asks for them."""
     max_bad: float = 0.01
-    """Stop the run when more than this share of the last 10,000 samples (at least 10) had to be replaced."""
+    """Stop the run when more than this share of a rank's last 10,000 samples (at least 10) had to be replaced."""
     index_dir: str | None = free(None)
     """Folder for shard indexes where the shards' own folder is read-only or remote."""
     cache_dir: str | None = free(None)

@@ -170,7 +170,7 @@ class _Shares(Sequence[range]):
         return range(start, start + self._rows)
 
 
-_NUMBERS = re.compile(r"\d+")
+_NUMBERS = re.compile(r"(?<![\w-])\d+")
 """Reasons that differ in numbers alone (sizes, offsets) count as one."""
 
 
@@ -178,10 +178,11 @@ class BadRate:
     """Stops a run whose data set is broken, by the share of samples that had to be replaced.
 
     Raises:
-        UserError: from `add`: at least 10, and more than `max_bad`, of the last 10,000 samples.
+        UserError: from `add`: at least 10, and more than `max_bad`, of the last 10,000 samples, or of as many as there
+            were since this start, once they are 1,000.
     """
 
-    window, least, told = 10_000, 10, 3
+    window, enough, least, told = 10_000, 1_000, 10, 3
 
     def __init__(self, max_bad: float) -> None:
         self._max_bad, self._seen = max_bad, 0
@@ -193,9 +194,10 @@ class BadRate:
         self._bad.extend((self._seen, skip) for skip in skips)
         while self._bad and self._bad[0][0] <= self._seen - self.window:
             self._bad.popleft()
-        if len(self._bad) >= self.least and len(self._bad) > self._max_bad * self.window:
+        looked_at = min(self._seen, self.window)
+        if len(self._bad) >= self.least and len(self._bad) > self._max_bad * max(looked_at, self.enough):
             raise UserError(
-                f"data.max_bad {self._max_bad}: {len(self._bad)} of the last {self.window} samples could not be used; "
+                f"data.max_bad {self._max_bad}: {len(self._bad)} of the last {looked_at} samples could not be used; "
                 f"{self._summary()}; repair the shards or raise it"
             )
 

@@ -10,6 +10,7 @@ positions holds the exact shares; each source then has epochs of its own.
 from __future__ import annotations
 
 import bisect
+import heapq
 import itertools
 import math
 from array import array
@@ -20,6 +21,7 @@ from typing import Protocol
 
 from pretrain.config import Data
 from pretrain.data.draws import CHUNKS, DRAW, REPLACE, SHARDS, SOURCE, WINDOW, mix, sample_random, scatter, view_random
+from pretrain.errors import UserError
 
 __all__ = ["Mixture", "Order", "SampleOrder", "Sized", "mix", "of", "sample_random", "scatter", "shares", "view_random"]
 
@@ -230,7 +232,10 @@ class Mixture:
 def shares(weights: Sequence[float]) -> list[int]:
     """The smallest whole numbers in the ratio of the weights as written in decimals, or nearly so.
 
-    Where they would sum to more than 65,536 they are rounded to that sum by largest remainder, at least 1 each.
+    Where they would sum to more than 65,536 they are rounded to that sum by largest remainder.
+
+    Raises:
+        UserError: a share is too small for that.
     """
     exact = [Fraction(str(weight)) for weight in weights]
     whole = [fraction * math.lcm(*(f.denominator for f in exact)) for fraction in exact]
@@ -238,13 +243,30 @@ def shares(weights: Sequence[float]) -> list[int]:
     if sum(found) <= _MAX_PERIOD:
         return found
     scaled = [fraction * _MAX_PERIOD / sum(exact) for fraction in exact]
-    found = [max(1, int(fraction)) for fraction in scaled]
+    if min(scaled) < 1:
+        raise UserError(f"data.weights {min(weights)} is less than 1 in {_MAX_PERIOD:,} of all: leave that source out")
+    found = [int(fraction) for fraction in scaled]
     for source in sorted(range(len(found)), key=lambda n: found[n] - scaled[n])[: max(0, _MAX_PERIOD - sum(found))]:
         found[source] += 1
     return found
 
 
 def _turns(shares: Sequence[int]) -> tuple[array[int], array[int]]:
-    """Whose turn each position of a period is, and how many turns that source has had: each source evenly spread."""
-    turns = sorted(((2 * n + 1) / (2 * share), source, n) for source, share in enumerate(shares) for n in range(share))
-    return array("H", [source for _, source, _ in turns]), array("L", [n for _, _, n in turns])
+    """Whose turn each position of a period is, and how many turns that source has had.
+
+    After any number of positions each source has had its exact share of them, rounded down or up: turn n of a source
+    with a of m positions falls within [n m / a, (n + 1) m / a), and of those that may come the one that must come first
+    does. Source: Balinski and Young 1975, the quota method; as a schedule, Liu and Layland 1973.
+    """
+    period = sum(shares)
+    waiting = [(0, source, 0) for source in range(len(shares))]  # from which position on, whose, which turn
+    ready: list[tuple[Fraction, int, int]] = []  # until when, whose, which turn
+    turns: list[tuple[int, int]] = []
+    for position in range(period):
+        while waiting and waiting[0][0] <= position:
+            _, source, turn = heapq.heappop(waiting)
+            heapq.heappush(ready, (Fraction(period * (turn + 1), shares[source]), source, turn))
+        _, source, turn = heapq.heappop(ready)
+        turns.append((source, turn))
+        heapq.heappush(waiting, (period * (turn + 1) // shares[source], source, turn + 1))
+    return array("H", [source for source, _ in turns]), array("L", [turn for _, turn in turns])

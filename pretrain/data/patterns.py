@@ -21,6 +21,7 @@ from pretrain.errors import UserError
 
 _BRACE = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_LISTED = " (over http a glob needs a server that lists its folders; a brace pattern does not)"
 _JOINED = re.compile(r"::")
 _NEXT_PIPE = re.compile(r"::(?=pipe:|\w[\w+.-]*://)")
 """Where a list goes on after a pipe: a command may hold '::' of its own."""
@@ -142,7 +143,7 @@ def _matches(pattern: str, storage: Storage, field: str) -> list[str]:
     if _has_magic(pattern):
         found = [path for name in names for path in storage.names(name) if not path.endswith((".index", ".tmp"))]
         if not found:
-            raise UserError(f"{field}: {pattern!r} names no file; check the path")
+            raise UserError(f"{field}: {pattern!r} names no file; check the path{_LISTED if '://' in pattern else ''}")
         return found
     missing = [name for name in names if is_local(name) and not os.path.isfile(name)]
     if missing:

@@ -14,7 +14,7 @@ from pretrain.data.read_ahead import ReadAhead
 from pretrain.data.shards.reader import RawSample
 from pretrain.data.slab import Columns, Layout, Slab, fresh
 from pretrain.data.stages import Stages, Work
-from pretrain.data.workers import Note, Task, Workers
+from pretrain.data.workers import PATIENCE_S, Note, Task, Workers
 
 Notes = TypeVar("Notes")
 """What comes of some rows beside their columns: small, and travels through a pipe."""
@@ -116,7 +116,9 @@ def _forked(
     """`data.prefetch` batches are being made while one is waited for. Of the two slots beyond, one may still be copied
     from and one is spare, so that a slot that is needed was copied two batches ago, and is not waited for."""
     slab = Slab(maker.layout, tasks.rows, data.prefetch + 3)
-    workers = Workers(_Job(maker, tasks, slab, data.read_ahead), tasks.workers, rank)
+    workers = Workers(
+        _Job(maker, tasks, slab, data.read_ahead), tasks.workers, rank, patience_s=max(PATIENCE_S, 1.2 * data.retry_s)
+    )
     try:
         if device.type == "cuda":
             slab.pin()

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _LEFT_TO_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _NOTE = struct.Struct("qq")
 _PARENT_CHECK_S = 5.0
+PATIENCE_S = 480.0
+"""Less than the ten minutes after which other ranks give up waiting for this one, which then tells why."""
 _END_S = 2.0
 """Seconds that workers get to end by themselves."""
 
@@ -65,10 +67,13 @@ class Workers:
     Args:
         rank: for messages.
         heartbeat_s: how often a wait for a silent worker is told in the log.
+        patience_s: how long a worker that is waited for may be at the same place before it is ended.
     """
 
-    def __init__(self, job: Job, count: int, rank: int, heartbeat_s: float = 60.0) -> None:
-        self._rank, self._heartbeat_s = rank, heartbeat_s
+    def __init__(
+        self, job: Job, count: int, rank: int, heartbeat_s: float = 60.0, patience_s: float = PATIENCE_S
+    ) -> None:
+        self._rank, self._heartbeat_s, self._patience_s = rank, heartbeat_s, patience_s
         self._board = mmap.mmap(-1, count * _NOTE.size)
         self._workers: list[_Worker] = []
         try:
@@ -96,12 +101,17 @@ class Workers:
         Raises:
             UserError, OSError: the task raised it.
             RuntimeError: it raised anything else; the text holds the worker's traceback.
-            ProcessDied: the worker was killed, or left.
+            ProcessDied: the worker was killed, left, or had to be killed because it did not get on.
         """
         worker, since = self._of(task), time.monotonic()
+        place, arrived = self._place(worker), since
         try:
-            while not worker.pipe.poll(self._heartbeat_s):
-                log.warning("%s", self._silence(worker, time.monotonic() - since))
+            while not worker.pipe.poll(min(self._heartbeat_s, self._patience_s)):
+                before, place, now = place, self._place(worker), time.monotonic()
+                arrived = arrived if place == before else now
+                if now - arrived > self._patience_s:
+                    raise self._stuck(worker, now - arrived)
+                log.warning("%s", self._silence(worker, now - since))
             done, outcome = worker.pipe.recv()
         except (EOFError, OSError):
             raise self._died(worker) from None
@@ -146,10 +156,26 @@ class Workers:
     def _of(self, task: int) -> _Worker:
         return self._workers[task % len(self._workers)]
 
-    def _silence(self, worker: _Worker, seconds: float) -> str:
+    def _place(self, worker: _Worker) -> tuple[int, int]:
+        """(stage, place) that a worker is at."""
         stage, place = _NOTE.unpack_from(self._board, worker.number * _NOTE.size)
-        doing = f"{NAMES[STAGES[stage]]}, place {place} of the sample order" if place >= 0 else NAMES[STAGES[stage]]
-        return f"data: {seconds:.0f} s without a batch: {self._named(worker)} is at {doing}"
+        return stage, place
+
+    def _doing(self, worker: _Worker) -> str:
+        stage, place = self._place(worker)
+        return f"{NAMES[STAGES[stage]]}, place {place} of the sample order" if place >= 0 else NAMES[STAGES[stage]]
+
+    def _silence(self, worker: _Worker, seconds: float) -> str:
+        return f"data: {seconds:.0f} s without a batch: {self._named(worker)} is at {self._doing(worker)}"
+
+    def _stuck(self, worker: _Worker, seconds: float) -> ProcessDied:
+        doing = self._doing(worker)
+        os.kill(worker.pid, signal.SIGKILL)
+        self._died(worker)
+        return ProcessDied(
+            f"data.workers: {self._named(worker)} was at {doing} for {seconds:.0f} s and was killed: a disk or server "
+            "that does not answer, or a sample that no decoder gets through"
+        )
 
     def _named(self, worker: _Worker) -> str:
         return f"worker {worker.number} of rank {self._rank} (pid {worker.pid})"

@@ -220,8 +220,19 @@ def test_a_jpeg_of_many_scans_is_refused() -> None:
     scan = data[last:-2]
     assert decode(data[:-2] + scan * 20 + b"\xff\xd9").mode == "RGB"
     for use in (decode, Encoded):
-        with pytest.raises(BadSample, match="scans, the limit is 500"):
+        with pytest.raises(BadSample, match=r"scans of .* more than any picture needs"):
             use(data[:-2] + scan * 600 + b"\xff\xd9")
+
+
+def test_a_baseline_jpeg_of_many_scans_is_refused() -> None:
+    """libjpeg walks all pixels for each of them too."""
+    data = bytearray(encoded(Image.new("RGB", (64, 64)), "JPEG"))
+    at, scan = data.index(b"\xff\xc0") + 5, data.index(b"\xff\xda")
+    data[at : at + 4] = struct.pack(">HH", 8000, 8000)
+    empty = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+    for use in (decode, Encoded):
+        with pytest.raises(BadSample, match="301 scans of 8000 x 8000"):
+            use(bytes(data[:scan]) + empty * 300 + bytes(data[scan:]))
 
 
 def test_a_large_jpeg_is_refused_though_it_could_be_scaled() -> None:

@@ -187,7 +187,7 @@ def test_bad_rate() -> None:
     rate = BadRate(0.001)
     for _ in range(9):
         rate.add(1000, [skip])
-    with pytest.raises(UserError, match=r"data\.max_bad 0\.001: 11 of the last 10000 .*a\.tar \(11\).*why \(11\)"):
+    with pytest.raises(UserError, match=r"data\.max_bad 0\.001: 11 of the last 9001 .*a\.tar \(11\).*why \(11\)"):
         rate.add(1, [skip, skip])
     steady = BadRate(0.001)
     for _ in range(100):
@@ -205,7 +205,7 @@ def test_a_run_that_stops_sums_up_what_was_bad_by_shard_and_reason() -> None:
     with pytest.raises(UserError) as caught:
         rate.add(100, found)
     assert str(caught.value) == (
-        "data.max_bad 0.0: 12 of the last 10000 samples could not be used; by shard: 0.tar (3), 1.tar (3), 2.tar (2) "
+        "data.max_bad 0.0: 12 of the last 100 samples could not be used; by shard: 0.tar (3), 1.tar (3), 2.tar (2) "
         "and 2 more; by reason: cut at byte 12 (6), empty (2), no image (2) and 1 more; the last: 1.tar/011; repair "
         "the shards or raise it"
     )

@@ -157,10 +157,10 @@ def test_other_arguments_are_refused_by_name(source: Path, tmp_path: Path) -> No
 
 
 def test_what_training_would_not_read_is_told(source: Path, tmp_path: Path) -> None:
-    (source / "0007.json").write_text(json.dumps({"exif": "x" * (1 << 20)}))
-    (source / "0008.txt").write_text("long " * (1 << 18))
+    (source / "0007.json").write_text(json.dumps({"exif": "x" * (1 << 22)}))
+    (source / "0008.txt").write_text("long " * 700_000)
     report = pack_folder(source, tmp_path / "out", how=How(workers=1))
-    assert report.skipped["the json member has N bytes, the limit is N"] == 1
+    assert report.skipped["the json member has # bytes, the limit is #"] == 1
     assert report.samples == {"": 21}, "a long caption is cut, as in training"
 
 

@@ -125,7 +125,7 @@ def test_what_is_too_large_is_not_read(tmp_path: Path, tar_writer: Any, picture_
     watched = Watched()
     source = ShardSource([path], Data(), watched)
     watched.reads.clear()
-    with pytest.raises(Exception, match="txt member has 1048577 bytes"):
+    with pytest.raises(Exception, match=f"txt member has {MAX_TEXT_BYTES + 1} bytes"):
         source.sample(0)
     assert watched.reads == []
 
@@ -477,7 +477,7 @@ def test_what_fails_in_a_process_is_told_as_it_is(tmp_path: Path) -> None:
         with pytest.raises(IsADirectoryError):
             helpers.index(str(tmp_path))
         helpers._all[0].kill()
-        with pytest.raises(RuntimeError, match=r"ended at .*a\.tar with code -9"):
+        with pytest.raises(RuntimeError, match=r"was killed by signal 9 .* at .*a\.tar"):
             helpers.index(str(tmp_path / "a.tar"))
     assert helpers._all[0].poll() == -9
 

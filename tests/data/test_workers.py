@@ -153,3 +153,29 @@ def test_workers_of_a_killed_trainer_end_by_themselves() -> None:
     trainer.kill()
     trainer.wait()
     wait_until(lambda: all(map(gone, pids)))
+
+
+def test_a_worker_that_does_not_get_on_is_ended_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(
+        ProcessDied,
+        match=r"^data\.workers: worker 0 of rank 3 \(pid \d+\) was at decoding, place 100 of .* was killed: a",
+    ):
+        results(lambda task: time.sleep(600), heartbeat_s=0.1, patience_s=0.5)
+    assert "s without a batch" in caplog.text
+
+
+def test_a_worker_that_gets_on_slowly_is_waited_for() -> None:
+    class Slow:
+        def start(self, worker: int, workers: int, note: Note) -> Task:
+            def task(number: int) -> int:
+                for place in range(12):
+                    note(1, place)
+                    time.sleep(0.1)
+                return number
+
+            return task
+
+    workers = Workers(Slow(), 1, rank=0, heartbeat_s=0.05, patience_s=0.6)
+    workers.allow(0)
+    assert workers.result(0) == 0
+    workers.close()

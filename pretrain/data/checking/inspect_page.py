@@ -112,7 +112,8 @@ def _pictures(pictures: Iterable[Picture]) -> Iterator[str]:
     for picture in shown:
         data = base64.b64encode(picture.jpeg).decode()
         yield (
-            f'<figure><img alt="" src="data:image/jpeg;base64,{data}"><figcaption>{_text(picture.caption)}<br>'
+            f'<figure><img alt="" src="data:image/jpeg;base64,{data}">'
+            f"<figcaption><bdi>{_text(picture.caption)}</bdi><br>"
             f"<small>{_text(picture.key)}, {picture.size[0]} x {picture.size[1]}</small></figcaption></figure>"
         )
     yield "</div>"

@@ -18,8 +18,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 MAX_PIXELS = 1 << 26
 """Larger images (8192 x 8192) are refused after their header, before anything is unpacked; also JPEGs that scaled
 decoding would make cheap, so that no option changes which samples are used."""
-MAX_SCANS = 500
-"""A progressive JPEG has about ten, and each costs a pass over all of its pixels however few bytes it takes."""
+MAX_SCANS, MAX_SCANNED = 500, 1 << 30
+"""Scans of a JPEG, and scans times pixels. Three are usual, or ten where it is progressive, and each costs a pass over
+all pixels however few bytes it takes."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 _TURNED = {
@@ -118,10 +119,10 @@ def _open(data: bytes) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadSample(f"the image has {width} x {height} pixels, the limit is {MAX_PIXELS}")
-    if image.info.get("progressive"):
+    if image.format in ("JPEG", "MPO"):
         scans = data.count(b"\xff\xda")  # inside a scan's data a zero follows each 255
-        if scans > MAX_SCANS:
-            raise BadSample(f"the image has {scans} scans, the limit is {MAX_SCANS}")
+        if scans > MAX_SCANS or scans * width * height > MAX_SCANNED:
+            raise BadSample(f"the image has {scans} scans of {width} x {height} pixels, more than any picture needs")
     return image
 
 

@@ -253,7 +253,7 @@ def _report(out: str, units: list[Unit]) -> PackReport:
     changed, reasons, lines = Counter[str](), Counter[str](), list[str]()
     for unit in units:
         changed.update({what: times for what, times in unit.changed.items() if times})
-        reasons.update(re.sub(r"\d+", "N", reason) for _, reason in unit.skipped)
+        reasons.update(re.sub(r"(?<![\w-])\d+", "#", reason) for _, reason in unit.skipped)
         lines += [f"{name}: {reason}" for name, reason in unit.skipped[: _SHOWN - len(lines)]]
     return PackReport(
         folder=out,

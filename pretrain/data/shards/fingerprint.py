@@ -33,11 +33,17 @@ class Fact(NamedTuple):
     """Which entry of data.train names it."""
 
 
-def fingerprint(shards: Iterable[Shard | Fact]) -> str:
-    """Hash of a data set: names, sizes, sample counts and digests of its shards, in order."""
+def fingerprint(shards: Iterable[Shard | Fact], mixed: Sequence[tuple[int, int]] = ()) -> str:
+    """Hash of a data set: names, sizes, sample counts and digests of its shards, in order.
+
+    Args:
+        mixed: shards and share of each weighted entry, which change the order of samples.
+    """
     digest = xxhash.xxh3_128()
     for shard in shards:
         digest.update(f"{shard.name}\0{shard.size}\0{shard.samples}\0{shard.digest}\n".encode())
+    if mixed:
+        digest.update(repr(list(mixed)).encode())
     return digest.hexdigest()
 
 

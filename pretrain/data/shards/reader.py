@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from pretrain.config import Data
 from pretrain.data import storage
 from pretrain.data.images.decode import BadSample
+from pretrain.data.order import shares
 from pretrain.data.patterns import Entry
 from pretrain.data.shards import facts as shards
 from pretrain.data.shards import indexing, parquet, sizes
@@ -133,7 +134,8 @@ class ShardSource:
         self.weights = _weights([weight for _, weight in groups], data.weights if field == "data.train" else (), field)
         self.damage = tuple(_notes(self.shards))
         self.facts = self._facts()
-        self.fingerprint = fingerprint(self.facts)
+        mixed = list(zip(self.entries, shares(self.weights), strict=True)) if self.weights else []
+        self.fingerprint = fingerprint(self.facts, mixed)
         self._first = list(itertools.accumulate(self.counts, initial=0))
         self._open, self._verified = OpenShards(self._open_one), set[int]()
         self._refuse_empty(field)

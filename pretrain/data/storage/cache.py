@@ -92,7 +92,7 @@ class Cache:
                 raise
             raise UserError(
                 f"data.cache_dir: {self.folder} cannot take {name} ({error.strerror}); "
-                "free space, lower data.cache_gb, or name another folder"
+                "name a folder that can be written and has room, or lower data.cache_gb"
             ) from None
 
     def admit(self, name: str, size: int, path: str) -> str:

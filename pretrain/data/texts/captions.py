@@ -13,7 +13,7 @@ from pretrain.data.images.decode import BadSample
 from pretrain.data.texts.edits import Edits
 from pretrain.data.texts.sentences import sentences
 
-MAX_TEXT_BYTES = 1 << 20
+MAX_TEXT_BYTES = 1 << 22
 """Larger text or json members are not read."""
 MAX_CAPTION = 10_000
 """Characters kept of a caption; no tokenizer's context reaches further."""
