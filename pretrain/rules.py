@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -143,9 +144,19 @@ def loss(loss: Loss) -> Rules:
 
 
 def optim(optim: Optim) -> Rules:
-    decays = optim.schedule == "wsd"
+    towers = ("image_lr", optim.image_lr), ("text_lr", optim.text_lr)
     return [
         (optim.lr <= 0, f"optim.lr {optim.lr} must be positive"),
+        *((value <= 0, f"optim.{name} {value} must be positive; to freeze a tower, lock it") for name, value in towers),
+        (
+            not 0 < optim.layer_decay <= 1,
+            f"optim.layer_decay {optim.layer_decay} must lie in (0, 1]; 1 gives every layer the same rate",
+        ),
+        (
+            optim.lr_scaling is not None and not re.fullmatch(r"(linear|sqrt)=[1-9]\d*", optim.lr_scaling),
+            f"optim.lr_scaling {optim.lr_scaling!r} must be 'linear=B' or 'sqrt=B', B being the global batch that "
+            "optim.lr is meant for",
+        ),
         (not all(0 <= beta < 1 for beta in optim.betas), f"optim.betas {optim.betas} must lie in [0, 1)"),
         (optim.eps <= 0, f"optim.eps {optim.eps} must be positive"),
         (optim.weight_decay < 0, f"optim.weight_decay {optim.weight_decay} must not be negative"),
@@ -161,14 +172,30 @@ def optim(optim: Optim) -> Rules:
             optim.ema_decay is not None and not 0 < optim.ema_decay < 1,
             f"optim.ema_decay {optim.ema_decay} must lie in (0, 1); none means no average",
         ),
-        (optim.warmup_samples < 0, f"optim.warmup_samples {optim.warmup_samples} must not be negative"),
+        *schedule(optim),
+    ]
+
+
+def schedule(optim: Optim) -> Rules:
+    warmup, decay, kind = optim.warmup_samples, optim.decay_samples, optim.schedule
+    return [
+        (warmup < 0, f"optim.warmup_samples {warmup} must not be negative"),
         (
-            decays and optim.decay_samples <= 0,
-            f"optim.decay_samples {optim.decay_samples} must be positive with optim.schedule wsd: it ends with a decay",
+            kind == "rsqrt" and warmup == 0,
+            "optim.warmup_samples 0 must be positive with optim.schedule rsqrt, whose rate is sqrt(warmup / samples)",
         ),
         (
-            not decays and optim.decay_samples != 0,
-            f"optim.decay_samples {optim.decay_samples} belongs to optim.schedule wsd, not {optim.schedule}",
+            kind == "wsd" and decay <= 0,
+            f"optim.decay_samples {decay} must be positive with optim.schedule wsd: it ends with a decay",
+        ),
+        (
+            kind not in ("wsd", "rsqrt") and decay != 0,
+            f"optim.decay_samples {decay} belongs to optim.schedule wsd and rsqrt, not {kind}",
+        ),
+        (decay < 0, f"optim.decay_samples {decay} must not be negative"),
+        (
+            optim.lr_end > 0 and (kind == "constant" or (kind == "rsqrt" and decay == 0)),
+            f"optim.lr_end {optim.lr_end} is never reached by optim.schedule {kind} without a decay: leave it at 0",
         ),
     ]
 

@@ -19,7 +19,8 @@ import torch
 from pretrain import checkpoint, claim, engines, objectives, optim, record, runfile, seed, step
 from pretrain.arithmetic import open_exchange
 from pretrain.checkpoint import State
-from pretrain.config import Run, check_world
+from pretrain.checks import check_world
+from pretrain.config import Run
 from pretrain.data import wanted
 from pretrain.data.loader import Loader, combine, row_digests, train_loader, train_source
 from pretrain.data.texts import tokenizer
@@ -74,6 +75,7 @@ class Training:
 
     def fit(self, stop: StopRequest) -> None:
         """Every remaining step."""
+        optim.tell(self.run.optim, self.run.train.global_batch)
         with self.loader() as loader, self.sinks() as sinks:
             meter = Meter(self.world, self.skipped, loader=loader)
             for batch, waited_s in self.batches(loader):

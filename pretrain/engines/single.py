@@ -50,8 +50,7 @@ class Single:
         norms = optim.grad_norms(self.model.towers, self.model.tower_of)
         if clip_norm is not None:
             optim.clip(self.model.towers, norms, clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        optim.set_rate(self.optimizer, lr)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.clamp()
