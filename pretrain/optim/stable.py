@@ -42,10 +42,10 @@ class StableAdamW(torch.optim.AdamW):
         beta, state = group["betas"][1], self.state.get(param, {})
         square = grad.square()
         second = square * (1 - beta)
-        steps: Tensor | float = 1.0
+        steps: Tensor | float = 1.0  # in fp64, as AdamW counts: 1 - beta^steps cancels
         if state:
             second = second + beta * state["exp_avg_sq"]
-            steps = state["step"].to(grad.device) + 1
+            steps = state["step"].to(grad.device, torch.float64) + 1
         second = (second / (1 - beta**steps)).clamp_(min=group["eps"] ** 2)
         rms: Tensor = (square / second).mean().sqrt()
         return rms.clamp(min=1.0).reciprocal()
