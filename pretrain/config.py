@@ -132,6 +132,26 @@ class Loss:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parallel:
+    reduce_dtype: Literal["fp32", "bf16"] = free("fp32")
+    """ddp, fsdp2: dtype in which gradients are summed over ranks; bf16 halves the bytes and rounds at every hop."""
+    static_graph: bool = free(False)
+    """ddp: promise that each step runs the same layers in the same order; parameters without a gradient may stay."""
+    replicas: int = free(1)
+    """fsdp2: whole copies of the model, each spread over neighbouring ranks (HSDP: one per node, say)."""
+    reshard: bool = free(True)
+    """fsdp2: free a block's weights after its forward pass and gather them again for the backward; False: keep them."""
+    gather_dtype: Literal["fp32", "bf16"] = free("fp32")
+    """fsdp2: dtype in which weights are gathered; bf16 halves the bytes, and norms and residuals are rounded too."""
+    offload: bool = free(False)
+    """fsdp2, deepspeed: keep weights (deepspeed: at stage 3), gradients and moments in CPU memory and update there."""
+    zero_stage: Literal[0, 1, 2, 3] | None = free(None)
+    """deepspeed: spread over ranks moments (1), gradients too (2), weights too (3), nothing (0); none: the file's or 2."""
+    deepspeed: str | None = free(None)
+    """deepspeed: a DeepSpeed JSON for what has no knob here; what contradicts a knob is refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optim:
     name: Literal["adamw", "stable_adamw", "lion", "lamb", "muon", "adamw8bit"] = "adamw"
     """Optimizer. muon: for matrices inside layers, adamw elsewhere; adamw8bit: 8-bit moments, by bitsandbytes."""
@@ -237,7 +257,8 @@ class Run:
     """How features cross ranks for the loss: auto, local, gather, streamed, ring, bidirectional, hierarchical."""
     loss: Loss = field(default_factory=Loss)
     engine: str = free("auto")
-    """How parameters and gradients are spread: auto, single, ddp."""
+    """How parameters and gradients are spread: auto, single, ddp, fsdp2, deepspeed."""
+    parallel: Parallel = field(default_factory=Parallel)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -12,7 +12,7 @@ from pretrain.data.images import augmentations
 from pretrain.data.texts import edits
 
 if TYPE_CHECKING:
-    from pretrain.config import Checkpoint, Data, Loss, Model, Optim, Run, Train
+    from pretrain.config import Checkpoint, Data, Loss, Model, Optim, Parallel, Run, Train
 
 Rules = list[tuple[bool, str]]
 
@@ -24,6 +24,7 @@ def problems(run: Run) -> Iterator[str]:
         data(run.data),
         model(run.model),
         loss(run.loss),
+        parallel(run.parallel, run),
         optim(run.optim),
         train(run.train),
         checkpoint(run.checkpoint),
@@ -139,6 +140,45 @@ def loss(loss: Loss) -> Rules:
             loss.kernel == "triton" and loss.precision == "fp32",
             "loss.kernel triton with loss.precision fp32 is slower than blockwise: matrix units take fp16 and bf16; "
             "set loss.precision fp16, or leave loss.kernel at auto",
+        ),
+    ]
+
+
+def parallel(parallel: Parallel, run: Run) -> Rules:
+    """What an engine would have to ignore is refused; engine auto is single or ddp."""
+    engine, model, micro_batch = run.engine, run.model, run.train.micro_batch
+    asked = {
+        "reduce_dtype": (parallel.reduce_dtype != "fp32", ("auto", "ddp", "fsdp2")),
+        "static_graph": (parallel.static_graph, ("auto", "ddp")),
+        "replicas": (parallel.replicas != 1, ("fsdp2",)),
+        "reshard": (not parallel.reshard, ("fsdp2",)),
+        "gather_dtype": (parallel.gather_dtype != "fp32", ("fsdp2",)),
+        "offload": (parallel.offload, ("fsdp2", "deepspeed")),
+        "zero_stage": (parallel.zero_stage is not None, ("deepspeed",)),
+        "deepspeed": (parallel.deepspeed is not None, ("deepspeed",)),
+    }
+    return [
+        (parallel.replicas < 1, f"parallel.replicas {parallel.replicas} must be at least 1"),
+        (
+            parallel.static_graph and micro_batch is not None,
+            f"parallel.static_graph with train.micro_batch {micro_batch}: DDP counts the parts of an accumulated step "
+            "as steps, and they differ; turn one of them off",
+        ),
+        (
+            engine == "fsdp2" and run.optim.name == "adamw8bit",
+            "optim.name adamw8bit cannot update weights that engine fsdp2 has cut up: take adamw, or engine ddp",
+        ),
+        (
+            parallel.gather_dtype == "bf16" and model.precision != "bf16",
+            f"parallel.gather_dtype bf16 needs model.precision bf16, not {model.precision}: weights would be rounded",
+        ),
+        *(
+            (
+                is_asked and engine in ("auto", "single", "ddp", "fsdp2", "deepspeed") and engine not in engines,
+                f"parallel.{name} {getattr(parallel, name)} means nothing to engine {engine}: it is for "
+                f"{' and '.join(engines[-2:])}; change one of the two",
+            )
+            for name, (is_asked, engines) in asked.items()
         ),
     ]
 
