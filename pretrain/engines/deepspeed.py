@@ -46,7 +46,7 @@ class DeepSpeed:
         self.shapes = {name: param.shape for name, param in model.towers.named_parameters()}
         self.optimizer = optim.build(model.towers, options)
         self.wrapped = self._start(settings, parallel.deepspeed)
-        self.places = Places(self.wrapped.optimizer, self.stage, model.towers, self.shapes) if self.stage else None
+        self.places = self._places() if self.stage else None
 
     def average(self, decay: float) -> ShardedAverage | None:
         """The moving average of weights that no rank holds whole; None where `ema.Average` will do."""
@@ -126,6 +126,9 @@ class DeepSpeed:
             reason = " ".join(str(error).split())[:400]
             raise UserError(f"parallel.deepspeed {path}: DeepSpeed refuses the config: {reason}") from error
         return wrapped
+
+    def _places(self) -> Places:
+        return Places(self.wrapped.optimizer, self.stage, self.model.towers, self.shapes, self.world.device)
 
     def _wholes(self, places: Places) -> Iterator[tuple[str, Tensor]]:
         yield from places.weights()

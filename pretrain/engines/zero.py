@@ -54,15 +54,17 @@ class Place:
 class Places:
     """The trainable parameters of a model that DeepSpeed's ZeRO carries, by name."""
 
-    def __init__(self, zero: Any, stage: int, model: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
+    def __init__(
+        self, zero: Any, stage: int, model: nn.Module, shapes: Mapping[str, torch.Size], device: torch.device
+    ) -> None:
         """
         Args:
             zero: DeepSpeed's optimizer of stage 1, 2 or 3, not its engine.
             shapes: of the whole parameters.
+            device: of the ranks' collectives; with offload, parts are on the CPU.
         """
-        self.zero, self.stage = zero, stage
+        self.zero, self.stage, self.device = zero, stage, device
         named = {name: param for name, param in model.named_parameters() if param.requires_grad}
-        self.device = next(iter(named.values())).device
         groups = {} if stage == 3 else {id(p): i for i, group in enumerate(zero.bit16_groups) for p in group}
         self.named: dict[str, Place] = {
             name: self._sliced(param, shapes[name]) if stage == 3 else self._cut(param, shapes[name], groups[id(param)])
