@@ -146,7 +146,7 @@ class Parallel:
     offload: bool = free(False)
     """fsdp2, deepspeed: keep weights (deepspeed: at stage 3), gradients and moments in CPU memory and update there."""
     zero_stage: Literal[0, 1, 2, 3] | None = free(None)
-    """deepspeed: spread over ranks moments (1), gradients too (2), weights too (3), nothing (0); none: the file's or 2."""
+    """deepspeed: spread over ranks nothing (0), moments (1), gradients (2), weights (3); none: its file's or 2."""
     deepspeed: str | None = free(None)
     """deepspeed: a DeepSpeed JSON for what has no knob here; what contradicts a knob is refused."""
 

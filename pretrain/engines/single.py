@@ -32,9 +32,9 @@ class Single:
         parallel: config.Parallel | None = None,
     ) -> None:
         if world.size not in self.worlds:
-            raise UserError(
-                f"engine {type(self).__name__.lower()} carries {self.worlds} ranks, not {world.size}: set engine: auto"
-            )
+            carries = "1 rank" if self.worlds.stop == 2 else f"at least {self.worlds.start} ranks"
+            name = type(self).__name__.lower()
+            raise UserError(f"engine {name} carries {carries}, not {world.size}: set engine: auto")
         self.world = world
         self.model = model
         self.parallel = parallel or config.Parallel()

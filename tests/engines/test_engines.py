@@ -8,6 +8,7 @@ is zero but for rounding, as that of the bias of attention's keys is.
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 
 from pretrain import objectives
 from pretrain.errors import UserError
+from pretrain.towers.architecture import SHIPPED
 
 _spec = importlib.util.spec_from_file_location("tests_engines_training", Path(__file__).with_name("training.py"))
 assert _spec is not None
@@ -155,6 +157,32 @@ def test_what_rounds_stays_near(
     assert_same(found, single(**case), losses=losses, gradients=gradients, weights=weights)
 
 
+def towers(folder: Path, kind: str) -> str:
+    """A description of small timm and Hugging Face towers with random weights."""
+    tiny = json.loads((SHIPPED / "debug-tiny.json").read_text())
+    vision = {"timm_model_name": kind, "timm_pool": "token" if "vit" in kind else "avg", "image_size": 64}
+    transformers = pytest.importorskip("transformers")
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    shape |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    transformers.RobertaConfig(vocab_size=4000, max_position_embeddings=40, **shape).save_pretrained(folder / "text")
+    text = {"hf_model_name": str(folder / "text"), "hf_model_pretrained": False, "hf_proj_type": "linear"}
+    text |= {"hf_pooler_type": "mean_pooler", "context_length": 16}
+    path = folder / f"{kind}-roberta.json"
+    path.write_text(json.dumps(tiny | {"vision_cfg": vision, "text_cfg": text}))
+    return str(path)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize(("kind", "checkpointing"), [("test_vit", True), ("test_convnext", False)])
+def test_towers_of_timm_and_hugging_face(ranks: Any, tmp_path: Path, kind: str, checkpointing: bool) -> None:
+    model = {"name": towers(tmp_path, kind), "grad_checkpointing": checkpointing}
+    case = {"fp64": True, "steps": 3, "micro_batch": 3, "model": model}
+    found = on_ranks(ranks, 2, "fsdp2", {}, **case)
+    assert_same(found, single(**case), losses=1e-12, gradients=1e-11, weights=1e-11)
+    assert found[0].spread < 0.55
+
+
 @pytest.mark.ranks
 def test_a_start_has_the_weights_of_one_process(ranks: Any) -> None:
     """Bit for bit, though all ranks but one have built no more than shapes."""
@@ -200,5 +228,5 @@ def test_replicas_that_ranks_do_not_fit_are_refused(ranks: Any, replicas: int) -
 
 
 def test_one_process_has_nothing_to_spread() -> None:
-    with pytest.raises(UserError, match=r"engine fsdp2 carries .* not 1"):
+    with pytest.raises(UserError, match="engine fsdp2 carries at least 2 ranks, not 1"):
         training.run(training.Case("fsdp2"))
