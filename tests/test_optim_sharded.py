@@ -35,7 +35,7 @@ def trained(model: nn.Module, name: str, step: Any) -> None:
     for number in range(4):
         torch.manual_seed(number)
         optim.set_rate(optimizer, 0.01 / (1 + number))
-        step(torch.randn(6, 12, dtype=torch.float64) * (10.0 if number == 2 else 1.0))
+        step(torch.randn(40, 12, dtype=torch.float64) * (10.0 if number == 2 else 1.0))
         optimizer.step()
         optimizer.zero_grad()
 
@@ -64,8 +64,10 @@ def spread(name: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", KINDS)
 def test_spread_weights_move_as_whole_ones(name: str, ranks: Any) -> None:
     expected = whole(name)
-    # Muon multiplies in bf16, whose products round differently where the sums are cut.
-    tolerance = 3e-3 if name == "muon" else 1e-12
+    torch.manual_seed(0)
+    start = dict(Towers().double().named_parameters())
+    # Share of the way. Muon multiplies in bf16, whose products round differently where the sums are cut.
+    tolerance = 0.05 if name == "muon" else 1e-12
     for found in ranks(2).run(spread, name):
         for key, value in expected.items():
-            assert torch.allclose(found[key], value, rtol=tolerance, atol=tolerance), (name, key)
+            assert (found[key] - value).norm() <= tolerance * (value - start[key]).norm(), (name, key)

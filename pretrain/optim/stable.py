@@ -27,25 +27,21 @@ class StableAdamW(torch.optim.AdamW):
         if closure is not None:
             raise ValueError("StableAdamW takes no closure: call backward() first")
         held = [
-            (param, param.detach().clone(), self._share(param, param.grad, group))
+            (group, param, param.detach().clone())
             for group in self.param_groups
             for param in group["params"]
             if param.grad is not None
         ]
         super().step()
-        for param, before, share in held:
+        for group, param, before in held:
             # With a share of 1 this is the new weight, bit for bit.
-            param.copy_(torch.lerp(before, param.detach(), share.to(param.dtype)))
+            param.copy_(before.lerp_(param.detach(), self._share(param, param.grad, group)))
 
     def _share(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
-        """[] in (0, 1]: how much of AdamW's step this tensor takes."""
-        beta, state = group["betas"][1], self.state.get(param, {})
-        square = grad.square()
-        second = square * (1 - beta)
-        steps: Tensor | float = 1.0  # in fp64, as AdamW counts: 1 - beta^steps cancels
-        if state:
-            second = second + beta * state["exp_avg_sq"]
-            steps = state["step"].to(grad.device, torch.float64) + 1
-        second = (second / (1 - beta**steps)).clamp_(min=group["eps"] ** 2)
-        rms: Tensor = (square / second).mean().sqrt()
-        return rms.clamp(min=1.0).reciprocal()
+        """[] in (0, 1]: how much of the step that AdamW has just taken this tensor should have taken."""
+        state = self.state[param]
+        # In fp64, as AdamW itself counts: 1 - beta^steps cancels.
+        start = 1 - group["betas"][1] ** state["step"].to(grad.device, torch.float64)
+        second = (state["exp_avg_sq"] / start).clamp_(min=group["eps"] ** 2)
+        rms: Tensor = grad.square().div_(second).mean().sqrt()
+        return rms.clamp(min=1.0).reciprocal().to(param.dtype)
