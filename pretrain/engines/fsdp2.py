@@ -44,6 +44,7 @@ class Fsdp2(Single):
 
     def wrap(self, model: DualEncoder) -> nn.Module:
         self._averages, self.mesh = True, _mesh(self.world, self.parallel.replicas)
+        refuse_tied(model.towers)
         warn_of_batch_norms(model)
         values = _tensors(model.towers) if self.world.is_main else {}
         model.to("meta")
@@ -159,6 +160,14 @@ def _mesh(world: World, replicas: int) -> DeviceMesh:
             f"{', '.join(fits)}, or engine ddp for a whole model on every rank"
         )
     return init_device_mesh(kind, (replicas, world.size // replicas), mesh_dim_names=("replicas", "shards"))
+
+
+def refuse_tied(towers: nn.Module) -> None:
+    """Refuse parameters that two modules share: each would be cut up, sent and updated on its own."""
+    names: dict[int, str] = {}
+    for name, param in towers.named_parameters(remove_duplicate=False):
+        if (first := names.setdefault(id(param), name)) != name:
+            raise UserError(f"engine fsdp2: {first} and {name} of the model are one parameter; take engine ddp")
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

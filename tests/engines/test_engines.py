@@ -181,6 +181,9 @@ def test_towers_of_timm_and_hugging_face(ranks: Any, tmp_path: Path, kind: str, 
     found = on_ranks(ranks, 2, "fsdp2", {}, **case)
     assert_same(found, single(**case), losses=1e-12, gradients=1e-11, weights=1e-11)
     assert found[0].spread < 0.55
+    narrow = {"micro_batch": 3, "steps": 3, "model": model | BF16}
+    found = on_ranks(ranks, 2, "fsdp2", {"gather_dtype": "bf16"}, **narrow)
+    assert found[0].losses == pytest.approx(single(**narrow).losses, rel=5e-2)
 
 
 @pytest.mark.ranks

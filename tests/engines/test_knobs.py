@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from pretrain import runfile
+from pretrain.engines.fsdp2 import refuse_tied
 from pretrain.errors import UserError
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
@@ -43,3 +45,11 @@ def test_refused(flags: str, said: str) -> None:
 def test_taken(flags: str) -> None:
     run = runfile.load(DEBUG, flags.split())
     assert run.parallel != type(run.parallel)()
+
+
+def test_shared_parameters_cannot_be_cut_up() -> None:
+    towers = nn.ModuleDict({"embedding": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
+    refuse_tied(towers)
+    towers["head"].weight = towers["embedding"].weight
+    with pytest.raises(UserError, match=r"engine fsdp2: embedding\.weight and head\.weight of the model are one"):
+        refuse_tied(towers)
