@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pretrain import checkpoint_files as files
-from pretrain import config
+from pretrain import checks, config
 from pretrain.errors import UserError
 from pretrain.world import World
 
@@ -54,7 +54,7 @@ def _refuse_another(run_folder: Path, run: config.Run) -> None:
     from pretrain import runfile
 
     path = run_folder / _CONFIG
-    if path.exists() and (changed := config.changes(runfile.load(path, []), run)):
+    if path.exists() and (changed := checks.changes(runfile.load(path, []), run)):
         raise UserError(
             f"name {run.name!r}: {run_folder} belongs to a run with another config ({'; '.join(changed)}); "
             f"use another name, or remove {run_folder}"

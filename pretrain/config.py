@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -133,29 +132,59 @@ class Loss:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parallel:
+    reduce_dtype: Literal["fp32", "bf16"] = free("fp32")
+    """ddp, fsdp2: dtype in which gradients are summed over ranks; bf16 halves the bytes and rounds at every hop."""
+    static_graph: bool = free(False)
+    """ddp: promise that each step runs the same layers in the same order; parameters without a gradient may stay."""
+    replicas: int = free(1)
+    """fsdp2: whole copies of the model, each spread over neighbouring ranks (HSDP: one per node, say)."""
+    reshard: bool = free(True)
+    """fsdp2: free a block's weights after its forward pass and gather them again for the backward; False: keep them."""
+    gather_dtype: Literal["fp32", "bf16"] = free("fp32")
+    """fsdp2: dtype in which weights are gathered; bf16 halves the bytes, and norms and residuals are rounded too."""
+    offload: bool = free(False)
+    """fsdp2, deepspeed: keep weights (deepspeed: at stage 3), gradients and moments in CPU memory and update there."""
+    zero_stage: Literal[0, 1, 2, 3] | None = free(None)
+    """deepspeed: spread over ranks nothing (0), moments (1), gradients (2), weights (3); none: its file's or 2."""
+    deepspeed: str | None = free(None)
+    """deepspeed: a DeepSpeed JSON for what has no knob here; what contradicts a knob is refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optim:
-    name: Literal["adamw"] = "adamw"
-    """Optimizer."""
+    name: Literal["adamw", "stable_adamw", "lion", "lamb", "muon", "adamw8bit"] = "adamw"
+    """Optimizer. muon: for matrices inside layers, adamw elsewhere; adamw8bit: 8-bit moments, by bitsandbytes."""
     lr: float = 5e-4
     """Peak learning rate."""
+    lr_scaling: str | None = None
+    """'linear=B' or 'sqrt=B': lr and lr_end are for a global batch of B, and grow with this run's; none: as is."""
+    image_lr: float = 1.0
+    """Learning rate of the image tower, as a multiple of optim.lr."""
+    text_lr: float = 1.0
+    """Learning rate of the text tower, as a multiple of optim.lr."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate for each layer further down a tower, whose projection has the whole rate."""
     betas: tuple[float, float] = (0.9, 0.98)
-    """AdamW's two averaging factors."""
+    """The two averaging factors."""
     eps: float = 1e-6
-    """AdamW's denominator guard."""
+    """The denominator's guard, where the optimizer has one."""
     weight_decay: float = 0.2
     """Decoupled decay of matrices; vectors, norms, embeddings that ask for it, scale and bias have none."""
+    no_decay: tuple[str, ...] = ()
+    """Further parameters without decay: name patterns such as 'token_embedding.*', '*proj'."""
     clip_norm: float | None = None
     """Scale the gradient down to this norm, over both towers."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights, saved and evaluated; None: no average."""
-    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    """Learning rate after warm-up: cosine to lr_end, constant, or constant with a final linear decay."""
+    schedule: Literal["cosine", "linear", "constant", "wsd", "rsqrt"] = "cosine"
+    """After warm-up: cosine or linear to lr_end, constant, constant with a final decay, or sqrt(warmup / samples)."""
     warmup_samples: int = 0
     """Linear warm-up, in samples."""
     decay_samples: int = 0
-    """Length of wsd's final decay, in samples."""
+    """Length of the final linear decay of wsd or rsqrt, in samples."""
     lr_end: float = 0.0
-    """Learning rate at the end of a cosine or wsd schedule."""
+    """Learning rate at the end of a schedule that decays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +257,8 @@ class Run:
     """How features cross ranks for the loss: auto, local, gather, streamed, ring, bidirectional, hierarchical."""
     loss: Loss = field(default_factory=Loss)
     engine: str = free("auto")
-    """How parameters and gradients are spread: auto, single, ddp."""
+    """How parameters and gradients are spread: auto, single, ddp, fsdp2, deepspeed."""
+    parallel: Parallel = field(default_factory=Parallel)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
@@ -242,40 +272,3 @@ class Run:
     def path(self) -> Path:
         """The run folder."""
         return Path(self.folder) / self.name
-
-
-def check_world(run: Run, world_size: int) -> None:
-    """What can only be checked when the number of ranks is known.
-
-    Raises:
-        UserError: global_batch does not divide over the ranks, or micro_batch over a rank's share.
-    """
-    batch, micro = run.train.global_batch, run.train.micro_batch
-    if batch % world_size:
-        below = batch // world_size * world_size
-        near = ", ".join(str(n) for n in (below, below + world_size) if n)
-        raise UserError(f"train.global_batch {batch} is not a multiple of {world_size} ranks; nearest: {near}")
-    if micro is not None and (micro > batch // world_size or (batch // world_size) % micro):
-        share = batch // world_size
-        fits = ", ".join(str(n) for n in range(share, 0, -1) if share % n == 0 and n <= max(micro, 1))[:40] or str(
-            share
-        )
-        raise UserError(
-            f"train.micro_batch {micro} does not divide the {share} pairs of each of {world_size} ranks; try {fits}"
-        )
-
-
-def changes(old: Run, new: Run) -> list[str]:
-    """Fields that differ and may not when a run goes on in its folder, as 'section.key: old -> new'."""
-    found: list[str] = []
-    for item in dataclasses.fields(Run):
-        before, after = getattr(old, item.name), getattr(new, item.name)
-        if dataclasses.is_dataclass(before) and not isinstance(before, type):
-            found += [
-                f"{item.name}.{sub.name}: {getattr(before, sub.name)} -> {getattr(after, sub.name)}"
-                for sub in dataclasses.fields(before)
-                if getattr(before, sub.name) != getattr(after, sub.name) and sub.metadata.get("resume") != "free"
-            ]
-        elif before != after and item.metadata.get("resume") != "free":
-            found.append(f"{item.name}: {before} -> {after}")
-    return found

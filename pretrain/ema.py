@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from pretrain.engines.base import Engine
+from pretrain.engines.shards import local, spread_like, whole
+from pretrain.engines.zero import ShardedAverage
 from pretrain.errors import UserError
 
 
@@ -35,15 +38,18 @@ class Average:
         """Take the weights in; call it after each optimizer step."""
         assert not self._swapped, "the model holds the average itself"
         params = dict(model.named_parameters())
-        weights = [params[name].detach().to(average.dtype) for name, average in self._params.items()]
-        if weights:
-            torch._foreach_lerp_(list(self._params.values()), weights, 1 - self.decay)
+        weights = [local(params[name].detach()).to(average.dtype) for name, average in self._params.items()]
+        if weights:  # shard by shard where the weights are spread over ranks
+            torch._foreach_lerp_([local(average) for average in self._params.values()], weights, 1 - self.decay)
         for name, buffer in _saved_buffers(model).items():
             self._buffers[name].copy_(buffer)
 
     def state(self) -> dict[str, Tensor]:
-        """The average by parameter and buffer name; the tensors themselves, not copies."""
-        return self._params | self._buffers
+        """The average by parameter and buffer name; the tensors themselves, not copies.
+
+        Of weights that are spread over ranks: whole, on rank 0, and {} on the others. Collective.
+        """
+        return whole(self._held())
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -52,7 +58,7 @@ class Average:
         Raises:
             UserError: names or shapes are not those of this model.
         """
-        own = self.state()
+        own = self._held()
         if wrong := sorted(own.keys() ^ state.keys()):
             raise UserError(
                 f"averaged weights do not fit the model: {wrong[0]} and {len(wrong) - 1} more; keep the config"
@@ -60,21 +66,32 @@ class Average:
         for name, value in own.items():
             if state[name].shape != value.shape:
                 raise UserError(f"averaged weight {name}: shape {list(state[name].shape)}, model {list(value.shape)}")
-            value.copy_(state[name])
+            value.copy_(spread_like(state[name], value))
+
+    def _held(self) -> dict[str, Tensor]:
+        return self._params | self._buffers
 
     @contextmanager
     def swap(self, model: nn.Module) -> Iterator[None]:
         """The model holds the average inside the block and its own weights, bit for bit, after it."""
         assert not self._swapped, "the model holds the average already"
         held = dict(model.named_parameters()) | _saved_buffers(model)
-        kept = {name: held[name].detach().clone() for name in self.state()}
+        kept = {name: held[name].detach().clone() for name in self._held()}
         self._swapped = True
         try:
-            _copy(self.state(), held)
+            _copy(self._held(), held)
             yield
         finally:
             _copy(kept, held)
             self._swapped = False
+
+
+def of(engine: Engine, model: nn.Module, decay: float | None) -> Average | ShardedAverage | None:
+    """The average of an engine's weights; its own kind where no rank could look at them. None without a decay."""
+    if decay is None:
+        return None
+    own: Callable[[float], ShardedAverage | None] | None = getattr(engine, "average", None)
+    return (own(decay) if own else None) or Average(model, decay)
 
 
 @torch.no_grad()

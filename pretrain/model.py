@@ -158,7 +158,7 @@ def build(
         model: the model section of a run.
         objective: the run's objective, or all of them.
         seed: of fresh weights, which are made on the CPU and so are the same on every rank and device.
-        device: where the weights go.
+        device: where the weights go; on 'meta' the model has its shapes and its ceiling, and no weights.
         known: `facts()` of the checkpoint whose weights will follow; what the run once started from is then not needed.
 
     Raises:
@@ -169,7 +169,8 @@ def build(
     has_bias = any(item.init_logit_bias is not None for item in wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        towers = _towers(described, has_bias, fresh=origin is None and known is None)
+        fresh = origin is None and known is None
+        towers = _shapes(described, has_bias) if device.type == "meta" else _towers(described, has_bias, fresh)
     loaded = weights.load(towers, origin, model.name) if origin else None
     encoder = DualEncoder(towers, described, model.precision)
     head = choose(model, wanted, loaded)
@@ -231,6 +232,15 @@ def _described(model: config.Model) -> tuple[Architecture, weights.Origin | None
     described = architecture.find(model)
     origin = weights.origin(model, described.towers)
     return replace(described, preprocess=described.preprocess | (origin.preprocess if origin else {})), origin
+
+
+def _shapes(described: Architecture, has_bias: bool) -> Towers:
+    """The towers without memory; one that looks at its own values as it is built takes it for a moment."""
+    try:
+        with torch.device("meta"):
+            return _towers(described, has_bias, fresh=False)
+    except UserError:
+        return _towers(described, has_bias, fresh=False).to("meta")
 
 
 def _towers(described: Architecture, has_bias: bool, fresh: bool) -> Towers:

@@ -9,7 +9,19 @@ from types import ModuleType
 
 from pretrain.errors import UserError
 
-VOCABULARY = {"base", "layout", "ops", "relay", "state", "transport", "trip"}
+VOCABULARY = {
+    "base",
+    "blocks",
+    "deepspeed_config",
+    "layout",
+    "ops",
+    "relay",
+    "shards",
+    "state",
+    "transport",
+    "trip",
+    "zero",
+}
 """Files of a package that are no method."""
 
 

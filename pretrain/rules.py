@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from pretrain.data.images import augmentations
 from pretrain.data.texts import edits
 
 if TYPE_CHECKING:
-    from pretrain.config import Checkpoint, Data, Loss, Model, Optim, Run, Train
+    from pretrain.config import Checkpoint, Data, Loss, Model, Optim, Parallel, Run, Train
 
 Rules = list[tuple[bool, str]]
 
@@ -23,6 +24,7 @@ def problems(run: Run) -> Iterator[str]:
         data(run.data),
         model(run.model),
         loss(run.loss),
+        parallel(run.parallel, run),
         optim(run.optim),
         train(run.train),
         checkpoint(run.checkpoint),
@@ -142,10 +144,59 @@ def loss(loss: Loss) -> Rules:
     ]
 
 
+def parallel(parallel: Parallel, run: Run) -> Rules:
+    """What an engine would have to ignore is refused; engine auto is single or ddp."""
+    engine, model, micro_batch = run.engine, run.model, run.train.micro_batch
+    asked = {
+        "reduce_dtype": (parallel.reduce_dtype != "fp32", ("auto", "ddp", "fsdp2")),
+        "static_graph": (parallel.static_graph, ("auto", "ddp")),
+        "replicas": (parallel.replicas != 1, ("fsdp2",)),
+        "reshard": (not parallel.reshard, ("fsdp2",)),
+        "gather_dtype": (parallel.gather_dtype != "fp32", ("fsdp2",)),
+        "offload": (parallel.offload, ("fsdp2", "deepspeed")),
+        "zero_stage": (parallel.zero_stage is not None, ("deepspeed",)),
+        "deepspeed": (parallel.deepspeed is not None, ("deepspeed",)),
+    }
+    return [
+        (parallel.replicas < 1, f"parallel.replicas {parallel.replicas} must be at least 1"),
+        (
+            parallel.static_graph and micro_batch is not None,
+            f"parallel.static_graph with train.micro_batch {micro_batch}: DDP counts the parts of an accumulated step "
+            "as steps, and they differ; turn one of them off",
+        ),
+        (
+            engine == "fsdp2" and run.optim.name == "adamw8bit",
+            "optim.name adamw8bit cannot update weights that engine fsdp2 has cut up: take adamw, or engine ddp",
+        ),
+        (
+            parallel.gather_dtype == "bf16" and model.precision != "bf16",
+            f"parallel.gather_dtype bf16 needs model.precision bf16, not {model.precision}: weights would be rounded",
+        ),
+        *(
+            (
+                is_asked and engine in ("auto", "single", "ddp", "fsdp2", "deepspeed") and engine not in engines,
+                f"parallel.{name} {getattr(parallel, name)} means nothing to engine {engine}: it is for "
+                f"{' and '.join(engines[-2:])}; change one of the two",
+            )
+            for name, (is_asked, engines) in asked.items()
+        ),
+    ]
+
+
 def optim(optim: Optim) -> Rules:
-    decays = optim.schedule == "wsd"
+    towers = ("image_lr", optim.image_lr), ("text_lr", optim.text_lr)
     return [
         (optim.lr <= 0, f"optim.lr {optim.lr} must be positive"),
+        *((value <= 0, f"optim.{name} {value} must be positive; to freeze a tower, lock it") for name, value in towers),
+        (
+            not 0 < optim.layer_decay <= 1,
+            f"optim.layer_decay {optim.layer_decay} must lie in (0, 1]; 1 gives every layer the same rate",
+        ),
+        (
+            optim.lr_scaling is not None and not re.fullmatch(r"(linear|sqrt)=[1-9]\d*", optim.lr_scaling),
+            f"optim.lr_scaling {optim.lr_scaling!r} must be 'linear=B' or 'sqrt=B', B being the global batch that "
+            "optim.lr is meant for",
+        ),
         (not all(0 <= beta < 1 for beta in optim.betas), f"optim.betas {optim.betas} must lie in [0, 1)"),
         (optim.eps <= 0, f"optim.eps {optim.eps} must be positive"),
         (optim.weight_decay < 0, f"optim.weight_decay {optim.weight_decay} must not be negative"),
@@ -161,14 +212,30 @@ def optim(optim: Optim) -> Rules:
             optim.ema_decay is not None and not 0 < optim.ema_decay < 1,
             f"optim.ema_decay {optim.ema_decay} must lie in (0, 1); none means no average",
         ),
-        (optim.warmup_samples < 0, f"optim.warmup_samples {optim.warmup_samples} must not be negative"),
+        *schedule(optim),
+    ]
+
+
+def schedule(optim: Optim) -> Rules:
+    warmup, decay, kind = optim.warmup_samples, optim.decay_samples, optim.schedule
+    return [
+        (warmup < 0, f"optim.warmup_samples {warmup} must not be negative"),
         (
-            decays and optim.decay_samples <= 0,
-            f"optim.decay_samples {optim.decay_samples} must be positive with optim.schedule wsd: it ends with a decay",
+            kind == "rsqrt" and warmup == 0,
+            "optim.warmup_samples 0 must be positive with optim.schedule rsqrt, whose rate is sqrt(warmup / samples)",
         ),
         (
-            not decays and optim.decay_samples != 0,
-            f"optim.decay_samples {optim.decay_samples} belongs to optim.schedule wsd, not {optim.schedule}",
+            kind == "wsd" and decay <= 0,
+            f"optim.decay_samples {decay} must be positive with optim.schedule wsd: it ends with a decay",
+        ),
+        (
+            kind not in ("wsd", "rsqrt") and decay != 0,
+            f"optim.decay_samples {decay} belongs to optim.schedule wsd and rsqrt, not {kind}",
+        ),
+        (decay < 0, f"optim.decay_samples {decay} must not be negative"),
+        (
+            optim.lr_end > 0 and (kind == "constant" or (kind == "rsqrt" and decay == 0)),
+            f"optim.lr_end {optim.lr_end} is never reached by optim.schedule {kind} without a decay: leave it at 0",
         ),
     ]
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from pretrain import checkpoint, claim, engines, objectives, optim, record, runfile, seed, step
+from pretrain import checkpoint, claim, ema, engines, objectives, optim, record, runfile, seed, step
 from pretrain.arithmetic import open_exchange
 from pretrain.checkpoint import State
-from pretrain.config import Run, check_world
+from pretrain.checks import check_world
+from pretrain.config import Run
 from pretrain.data import wanted
 from pretrain.data.loader import Loader, combine, row_digests, train_loader, train_source
 from pretrain.data.texts import tokenizer
-from pretrain.ema import Average
 from pretrain.errors import Stopped, UserError
 from pretrain.metrics import Meter
 from pretrain.model import DualEncoder, build
@@ -61,19 +61,21 @@ class Training:
         with world.together("building the run"):
             self.objectives = [objectives.find(choice.name)(choice.options) for choice in run.objective]
             self.wanted = wanted.of_objectives(self.objectives)
-            self.model = build(run.model, self.objectives, run.seed, world.device, known.get("model"))
+            device = engines.starts_on(run.engine, world)
+            self.model = build(run.model, self.objectives, run.seed, device, known.get("model"))
             self.source = train_source(run.data, world, self.model.image_spec, self.wanted)
             if world.is_main:  # the others hear of it
                 wanted.refuse_missing(self.wanted, self.source)
             self.tokenize = tokenizer.build(self.model.architecture.name)
             refuse_inexact(run, self.model, world)
         self.exchange = open_exchange(run, world, int(self.model.architecture.towers["embed_dim"]))
-        self.engine = engines.find(run.engine, world.size)(self.model, run.optim, world)
-        self.average = Average(self.model.towers, run.optim.ema_decay) if run.optim.ema_decay is not None else None
+        self.engine = engines.find(run.engine, world.size)(self.model, run.optim, world, run.parallel)
+        self.average = ema.of(self.engine, self.model.towers, run.optim.ema_decay)
         seed.seed_everything(run.seed, world.rank)
 
     def fit(self, stop: StopRequest) -> None:
         """Every remaining step."""
+        optim.tell(self.run.optim, self.run.train.global_batch)
         with self.loader() as loader, self.sinks() as sinks:
             meter = Meter(self.world, self.skipped, loader=loader)
             for batch, waited_s in self.batches(loader):
@@ -139,12 +141,8 @@ class Training:
     def save(self) -> None:
         """A checkpoint of this moment; older ones are pruned once it is safe on disk."""
         weights = self.engine.model_state()
-        broken = next((name for name, value in weights.items() if not bool(value.isfinite().all())), None)
-        if broken is not None:
-            raise UserError(
-                f"optim.lr {self.run.optim.lr}: {broken} is not finite after step {self.step}, and was not saved over "
-                "the last good checkpoint; lower the rate, warm up longer, or set optim.clip_norm, under another name"
-            )
+        with self.world.together("checking the weights"):  # which some engines have whole on rank 0 alone
+            refuse_broken(weights, self.run.optim.lr, self.step)
         state = State(
             step=self.step,
             samples=self.samples,
@@ -212,6 +210,16 @@ class Training:
                     log.warning("data.train: shards are damaged: %d notes in skips.jsonl", len(self.source.damage))
         sinks.event("start", step=self.step, ranks=self.world.size, pids=self.world.share(os.getpid()))
         return sinks
+
+
+def refuse_broken(weights: Mapping[str, torch.Tensor], lr: float, step: int) -> None:
+    """Refuse to save weights that are not finite over the last good ones."""
+    broken = next((name for name, value in weights.items() if not bool(value.isfinite().all())), None)
+    if broken is not None:
+        raise UserError(
+            f"optim.lr {lr}: {broken} is not finite after step {step}, and was not saved over the last good "
+            "checkpoint; lower the rate, warm up longer, or set optim.clip_norm, under another name"
+        )
 
 
 def refuse_inexact(run: Run, model: DualEncoder, world: World) -> None:

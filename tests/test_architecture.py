@@ -57,6 +57,7 @@ MAY_IMPORT = {
 
 THIRD_PARTY = {  # package -> the only modules that may import it, because it is heavy, optional or has a twin
     "deepspeed": ["pretrain.engines.deepspeed"],
+    "bitsandbytes": ["pretrain.optim.build"],
     "wandb": ["pretrain.sinks*"],
     "tensorboard": ["pretrain.sinks*"],
     "triton": ["pretrain.kernels.*", "benchmarks.throttled_copy"],
@@ -215,7 +216,7 @@ def test_every_section_attribute_is_a_documented_knob() -> None:
             continue
         for n in fields:
             target, kind = ast.unparse(body[n].target), ast.unparse(body[n].annotation)  # type: ignore[attr-defined]
-            is_section = kind in ("Data", "Model", "Loss", "Optim", "Train", "Checkpoint", "Log")
+            is_section = kind in ("Data", "Model", "Loss", "Parallel", "Optim", "Train", "Checkpoint", "Log")
             documented = n + 1 < len(body) and isinstance(body[n + 1], ast.Expr)
             assert is_section or documented, f"{section.name}.{target} has no doc line"
             knobs += not is_section

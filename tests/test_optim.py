@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pretrain import optim
-from pretrain.config import Optim
+from pretrain.config import Data, Optim, Run, Train
 from pretrain.errors import UserError
 
 
@@ -98,19 +98,21 @@ def test_frozen_parameters_are_left_out() -> None:
 
 
 def open_clip_rate(schedule: str, step: int, warmup: int, steps: int, decay: int, lr: float, end: float) -> float:
-    """open_clip_train/scheduler.py's three functions, written out; cosine there always ends at 0."""
+    """open_clip_train/scheduler.py's three functions, written out, and linear; cosine there always ends at 0."""
     if step < warmup:
         return lr * (step + 1) / warmup
     if schedule == "constant":
         return lr
     if schedule == "cosine":
         return end + 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) * (lr - end)
+    if schedule == "linear":
+        return end + (1 - (step - warmup) / (steps - warmup)) * (lr - end)
     if step < steps - decay:
         return lr
     return (1 - (step - (steps - decay)) / decay) * (lr - end) + end
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "constant", "wsd"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
 @pytest.mark.parametrize("warmup", [0, 1, 7])
 @pytest.mark.parametrize("end", [0.0, 1e-4])
 def test_schedules_equal_open_clips_at_every_step(schedule: Any, warmup: int, end: float) -> None:
@@ -129,6 +131,69 @@ def test_schedule_is_the_same_in_samples_for_another_batch() -> None:
     rates = [optim.learning_rate(options, 600, 1000, batch) for batch in (1, 10, 100)]
     assert rates[0] == rates[1] == rates[2]
     assert optim.learning_rate(options, 96, 1000, 32) == 1.0
+
+
+@pytest.mark.parametrize("decay", [0, 300])
+def test_rsqrt_goes_on_from_the_warm_up_and_ends_linearly(decay: int) -> None:
+    end = 0.02 if decay else 0.0
+    options = Optim(lr=0.8, schedule="rsqrt", warmup_samples=100, decay_samples=decay, lr_end=end)
+
+    def rate(samples: int) -> float:
+        return optim.learning_rate(options, samples, 1600, 10)
+
+    assert [rate(0), rate(40), rate(90), rate(100)] == pytest.approx([0.08, 0.4, 0.8, 0.8])
+    assert [rate(400), rate(900)] == pytest.approx([0.4, 0.8 / 3])
+    if not decay:
+        assert rate(1590) == pytest.approx(0.8 / math.sqrt(15.9))
+        return
+    top = 0.8 / math.sqrt(13)
+    assert [rate(1300), rate(1450), rate(1600)] == pytest.approx([top, (top + end) / 2, end])
+
+
+@pytest.mark.parametrize(("rule", "factor"), [(None, 1.0), ("linear=64", 4.0), ("sqrt=64", 2.0), ("sqrt=1024", 0.5)])
+def test_the_rate_scales_to_the_batch_on_request(rule: str | None, factor: float) -> None:
+    """All of the curve, its end too; by default not a bit of it."""
+    options = Optim(lr=3e-3, lr_end=1e-4, warmup_samples=512, lr_scaling=rule)
+    plain = Optim(lr=3e-3, lr_end=1e-4, warmup_samples=512)
+    for samples in range(0, 4096, 256):
+        expected = optim.learning_rate(plain, samples, 4096, 256) * factor
+        assert optim.learning_rate(options, samples, 4096, 256) == pytest.approx(expected, rel=1e-12)
+    assert optim.learning_rate(options, 4096, 4096, 256) == pytest.approx(1e-4 * factor)
+
+
+def test_the_scaled_rate_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "pretrain")
+    optim.tell(Optim(), 512)
+    assert not caplog.messages
+    optim.tell(Optim(lr=1e-3, lr_scaling="linear=256"), 512)
+    assert caplog.messages == ["optim.lr 0.001 becomes 0.002: optim.lr_scaling linear=256, train.global_batch 512"]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "says"),
+    [
+        ({"lr_scaling": "linear"}, r"optim.lr_scaling 'linear' must be 'linear=B' or 'sqrt=B'"),
+        ({"lr_scaling": "sqrt=0"}, r"optim.lr_scaling 'sqrt=0' must be"),
+        ({"layer_decay": 0.0}, r"optim.layer_decay 0.0 must lie in \(0, 1\]"),
+        ({"layer_decay": 1.5}, r"optim.layer_decay 1.5 must lie in \(0, 1\]"),
+        ({"image_lr": 0.0}, r"optim.image_lr 0.0 must be positive; to freeze a tower, lock it"),
+        ({"text_lr": -1.0}, r"optim.text_lr -1.0 must be positive"),
+        ({"text_lr": math.inf}, r"optim.text_lr inf must be a finite number"),
+        ({"schedule": "rsqrt"}, r"optim.warmup_samples 0 must be positive with optim.schedule rsqrt"),
+        ({"schedule": "rsqrt", "warmup_samples": 8, "lr_end": 1e-5}, r"optim.lr_end 1e-05 is never reached"),
+        ({"schedule": "constant", "lr_end": 1e-5}, r"optim.lr_end 1e-05 is never reached by optim.schedule constant"),
+        ({"schedule": "rsqrt", "warmup_samples": 8, "decay_samples": -1}, r"optim.decay_samples -1 must not be neg"),
+        ({"schedule": "linear", "decay_samples": 9}, r"optim.decay_samples 9 belongs to optim.schedule wsd and rsqrt"),
+    ],
+)
+def test_knobs_that_cannot_be_are_refused(knobs: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        Run(data=Data(source="synthetic"), train=Train(samples=64, global_batch=8), optim=Optim(**knobs))
+
+
+def test_8_bit_moments_of_pieces_are_refused() -> None:
+    with pytest.raises(UserError, match=r"optim.name adamw8bit cannot update weights that engine fsdp2 has cut"):
+        Run(data=Data(source="synthetic"), engine="fsdp2", train=Train(samples=64), optim=Optim(name="adamw8bit"))
 
 
 def test_schedule_longer_than_the_run_is_refused() -> None:

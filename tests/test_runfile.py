@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from pretrain import runfile
-from pretrain.config import Run, changes, check_world
+from pretrain.checks import changes, check_world
+from pretrain.config import Run
 from pretrain.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

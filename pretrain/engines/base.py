@@ -45,11 +45,17 @@ class Engine(Protocol):
         ...
 
     def model_state(self) -> dict[str, Tensor]:
-        """Every parameter and buffer, whole, by its name in the unwrapped model."""
+        """Every parameter and buffer, whole, by its name in the unwrapped model. Collective.
+
+        Ranks other than 0 may get nothing, where nothing is whole on them.
+        """
         ...
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Optimizer moments as 'MOMENT/PARAMETER' (for instance exp_avg/visual.proj), whole, and step counts."""
+        """Optimizer moments as 'MOMENT/PARAMETER' (for instance exp_avg/visual.proj), whole, and step counts.
+
+        Collective, and on other ranks than 0 as `model_state` is.
+        """
         ...
 
     def load(self, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:

@@ -1,20 +1,19 @@
 """Every rank holds the whole model; gradients are averaged, bucket by bucket, while the backward pass still runs."""
 
-from __future__ import annotations
-
+# Annotations stay objects here: DDP compares those of a hook with its own types.
 import inspect
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain.engines.single import Single
+from pretrain.engines.single import Named, Single, warn_of_batch_norms
 from pretrain.model import DualEncoder
-
-log = logging.getLogger(__name__)
 
 
 class Ddp(Single):
@@ -24,20 +23,23 @@ class Ddp(Single):
     wrapped: DistributedDataParallel
 
     def wrap(self, model: DualEncoder) -> nn.Module:
-        norms = model.has_batch_norms
-        if norms:
-            log.warning(
-                "the towers have BatchNorm, which normalises over each rank's rows: results depend on the ranks"
-            )
+        warn_of_batch_norms(model)
         device_ids = [self.world.device] if self.world.device.type == "cuda" else None
         # torch 2.13 renames the option and warns about the name that every earlier release has.
         known = inspect.signature(DistributedDataParallel).parameters
-        buffers: dict[str, Any] = {
-            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": norms
-        }
-        return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True, **buffers)
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {buffers: model.has_batch_norms, "static_graph": self.parallel.static_graph}
+        wrapped = DistributedDataParallel(Named(model), device_ids=device_ids, gradient_as_bucket_view=True, **options)
+        if self.parallel.reduce_dtype == "bf16":
+            wrapped.register_comm_hook(None, _sum_in_bf16)
+        return wrapped
 
     @contextmanager
     def averaging(self, on: bool) -> Iterator[None]:
         with nullcontext() if on else self.wrapped.no_sync():
             yield
+
+
+def _sum_in_bf16(state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
+    """torch's own hook. By its own name DDP refuses it without CUDA, though gloo sums bf16 as well."""
+    return default_hooks.bf16_compress_hook(None, bucket)  # type: ignore[arg-type]

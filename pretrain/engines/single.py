@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +15,8 @@ from pretrain.model import DualEncoder
 from pretrain.values import Announce, Batch, Features, GradNorms
 from pretrain.world import World
 
+log = logging.getLogger(__name__)
+
 
 class Single:
     """See `base.Engine`."""
@@ -21,23 +24,33 @@ class Single:
     worlds = range(1, 2)
     """World sizes that this engine can carry."""
 
-    def __init__(self, model: DualEncoder, options: config.Optim, world: World) -> None:
+    def __init__(
+        self,
+        model: DualEncoder,
+        options: config.Optim,
+        world: World,
+        parallel: config.Parallel | None = None,
+    ) -> None:
         if world.size not in self.worlds:
-            raise UserError(
-                f"engine {type(self).__name__.lower()} carries {self.worlds} ranks, not {world.size}: set engine: auto"
-            )
+            carries = "1 rank" if self.worlds.stop == 2 else f"at least {self.worlds.start} ranks"
+            name = type(self).__name__.lower()
+            raise UserError(f"engine {name} carries {carries}, not {world.size}: set engine: auto")
         self.world = world
         self.model = model
-        self.optimizer = optim.build(model.towers, options)
+        self.parallel = parallel or config.Parallel()
         self.wrapped = self.wrap(model)
+        self.optimizer = self.build_optimizer(options)
 
     def wrap(self, model: DualEncoder) -> nn.Module:
-        """The module whose forward is called in training."""
-        return model
+        """The module whose forward is called in training; it gives `Features.tensors()`."""
+        return Named(model)
+
+    def build_optimizer(self, options: config.Optim) -> torch.optim.Optimizer:
+        """Over the parameters as `wrap` has left them."""
+        return optim.build(self.model.towers, options)
 
     def forward(self, batch: Batch, announce: Announce | None = None) -> Features:
-        features: Features = self.wrapped(batch.images, batch.texts, announce, batch.for_towers)
-        return features
+        return Features.of(self.wrapped(batch.images, batch.texts, announce, batch.for_towers))
 
     @contextmanager
     def averaging(self, on: bool) -> Iterator[None]:
@@ -47,15 +60,22 @@ class Single:
         torch.autograd.backward(loss)
 
     def step(self, lr: float, clip_norm: float | None) -> GradNorms:
-        norms = optim.grad_norms(self.model.towers, self.model.tower_of)
+        norms = self.grad_norms()
         if clip_norm is not None:
-            optim.clip(self.model.towers, norms, clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            self.clip(norms, clip_norm)
+        optim.set_rate(self.optimizer, lr)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.clamp()
         return norms
+
+    def grad_norms(self) -> GradNorms:
+        """Of the averaged gradients now in place."""
+        return optim.grad_norms(self.model.towers, self.model.tower_of)
+
+    def clip(self, norms: GradNorms, max_norm: float) -> None:
+        """Scale the gradients down to a norm, given the one they have."""
+        optim.clip(self.model.towers, norms, max_norm)
 
     def model_state(self) -> dict[str, Tensor]:
         return {name: tensor.detach() for name, tensor in self.model.towers.state_dict().items()}
@@ -67,3 +87,24 @@ class Single:
         with torch.no_grad():
             self.model.towers.load_state_dict(model)
         optim.load_moments(self.optimizer, self.model.towers, optimizer)
+
+
+class Named(nn.Module):
+    """A dual encoder that gives its features by name: wrappers look for tensors in dictionaries, not in our classes."""
+
+    def __init__(self, model: DualEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, images: Tensor, texts: Tensor, announce: Announce | None, further: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """`DualEncoder.forward`, as `Features.tensors()`."""
+        features: Features = self.model(images, texts, announce, further)
+        return features.tensors()
+
+
+def warn_of_batch_norms(model: DualEncoder) -> None:
+    """Say that results depend on the number of ranks, where they do."""
+    if model.has_batch_norms:
+        log.warning("the towers have BatchNorm, which normalises over each rank's rows: results depend on the ranks")
