@@ -14,7 +14,7 @@ from pretrain.data.loader import train_loader
 from pretrain.data.shards.reader import RawSample
 from pretrain.data.stages import Stages, Work, diagnose
 from pretrain.data.synthetic import SyntheticSource
-from pretrain.metrics import Meter
+from pretrain.metrics import MAX_WAIT, Meter
 from pretrain.values import GradNorms, StepReport
 from pretrain.world import World
 
@@ -95,10 +95,11 @@ def shares(source: SyntheticSource, words: Any, step_s: float, steps: int = 6) -
 @pytest.mark.slow
 def test_a_loader_that_keeps_up_is_seen_and_not_heard(words: Any, caplog: pytest.LogCaptureFixture) -> None:
     found, work = shares(SyntheticSource(64, (8, 8)), words, step_s=0.3)
-    assert min(found) < 0.01, "a machine that does other things at once may have made some steps wait"
+    assert min(found) < MAX_WAIT, "a machine that does other things at once may have made some steps wait"
     assert work.samples == 48
     assert work.idle > work.read + work.decode + work.text
-    assert any(share >= 0.01 for share in found[1:]) == bool(caplog.messages)
+    settled = found[Data.prefetch + 1 :]  # what lay ready before the first step says nothing
+    assert any(share > MAX_WAIT for share in settled) == bool(caplog.messages)
 
 
 @pytest.mark.slow
