@@ -43,7 +43,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --no-deps --target $(VENV)/peers/webdataset-0.2.86 webdataset==0.2.86  # what open_clip needs
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/peers/webdataset-0.2.86 webdataset==0.2.86  # what open_clip needs
 	touch $@
 
 clean:
