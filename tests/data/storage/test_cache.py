@@ -280,7 +280,7 @@ def test_a_full_disk_and_a_folder_that_is_none_are_one_line(
     folder.mkdir()
     partial = Path(f"{cached.cache.path(url, stat)}.{stat.size}.part")
     partial.symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"data\.cache_dir: .*No space left.*free space"):
+    with pytest.raises(UserError, match=r"data\.cache_dir: .*No space left.*has room"):
         cached.open(url)
     assert leftovers(cached) == []
     (tmp_path / "file").write_text("")
