@@ -67,7 +67,7 @@ def test_three_steps_and_three_more_are_six(tmp_path: Path) -> None:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("name", ["lamb", "muon"])
+@pytest.mark.parametrize("name", ["muon"])
 def test_three_steps_and_three_more_are_six_on_two_ranks(name: str, tmp_path: Path) -> None:
     assert start_ranks(tmp_path, name).count(TOLD) == 1, "by one rank, once"
     whole = tensors(tmp_path, name)
