@@ -123,6 +123,8 @@ class DeepSpeed:
                     model=_Tensors(self.model), optimizer=self.optimizer, config=settings, dist_init_required=False
                 )
         except (ValueError, AssertionError, TypeError, NotImplementedError) as error:
+            if path is None:  # every setting is ours, and so is the mistake
+                raise
             reason = " ".join(str(error).split())[:400]
             raise UserError(f"parallel.deepspeed {path}: DeepSpeed refuses the config: {reason}") from error
         return wrapped

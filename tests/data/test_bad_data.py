@@ -482,6 +482,9 @@ def test_a_changed_data_set_is_refused_by_name(tmp_path: Path) -> None:
     flags = ("--data.train", shards / "*.tar")
     assert command(tmp_path, *flags, "--train.samples", 320).returncode == 0
     before = (tmp_path / "debug" / "data.json").read_text()
+    moved = command(tmp_path, "--data.train", shards.rename(tmp_path / "moved") / "*.tar", "--train.samples", 320)
+    assert moved.returncode == 0, f"the same shards in another place: {moved.stderr}"
+    (tmp_path / "moved").rename(shards)
     (shards / "p.tar").write_bytes(tar(sample("p0"), ended=False))
     (shards / "q.tar").unlink()
     (shards / "t.tar").write_bytes((shards / "r.tar").read_bytes())

@@ -193,3 +193,14 @@ def test_figures() -> None:
     assert "<b>" not in drawn
     outlier = histogram("long tail", Counter({1: 999, 2: 1, 10**6: 1}))
     assert "to 1e+06" in outlier or "to 1,000,000" in outlier
+
+
+def test_a_disk_that_fails_is_no_property_of_the_images() -> None:
+    from pretrain.data.checking.scanning import Tally, _measure
+
+    class Failing:
+        def read(self, place: tuple[int, int]) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        _measure(Failing(), (0, 100), Tally())  # type: ignore[arg-type]

@@ -198,6 +198,18 @@ def test_bad_rate() -> None:
         strict.add(10, [skip])
 
 
+def test_a_small_data_set_that_is_bad_stops_a_run_before_10000_samples() -> None:
+    skip = Skip(0, "a.tar", "k", "why")
+    burst = BadRate(0.05)
+    burst.add(100, [skip] * 50)  # of at least 1,000, so that a bad stretch at the start is no verdict
+    with pytest.raises(UserError, match="51 of the last 101 samples"):
+        burst.add(1, [skip])
+    late = BadRate(0.05)
+    late.add(2000, [skip] * 100)
+    with pytest.raises(UserError, match="101 of the last 2000 samples"):
+        late.add(0, [skip])
+
+
 def test_a_run_that_stops_sums_up_what_was_bad_by_shard_and_reason() -> None:
     rate = BadRate(0.0)
     reasons = ["cut at byte 12", "cut at byte 7", "no image", "empty", "not utf-8", "cut at byte 9"]

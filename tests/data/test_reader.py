@@ -581,3 +581,22 @@ def test_shards_of_webdatasets_own_writer(tmp_path: Path, picture_bytes: Any) ->
     assert [(raw.image_bytes, raw.captions, raw.meta) for raw in found] == [
         (picture_bytes(n), [f"caption {n}"], {"label": n}) for n in range(5)
     ]
+
+
+def test_what_mixes_the_samples_is_part_of_the_fingerprint(make_shards: Any) -> None:
+    """data.train may change at a resume, and a file of weights may too: where that changes the order, it is refused."""
+    a, b, c = make_shards([3, 3, 3])
+
+    def mixed(*groups: tuple[list[str], float | None]) -> str:
+        return ShardSource([Entry(paths, weight) for paths, weight in groups], Data()).fingerprint
+
+    plain = mixed(([a, b, c], None))
+    assert mixed(([a], None), ([b, c], None)) == plain, "one data set, however it is written down"
+    weighted = {
+        mixed(([a], 0.5), ([b, c], 0.5)),
+        mixed(([a, b], 0.5), ([c], 0.5)),
+        mixed(([a], 0.6), ([b, c], 0.4)),
+        plain,
+    }
+    assert len(weighted) == 4
+    assert mixed(([a], 3.0), ([b, c], 2.0)) in weighted, "the shares count, not their unit"

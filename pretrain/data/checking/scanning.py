@@ -14,7 +14,7 @@ from PIL import Image
 
 from pretrain.config import Data
 from pretrain.data.images.decode import FORMATS, BadSample, decode
-from pretrain.data.packing.repack import ShardReader
+from pretrain.data.packing.repack import MAX_MEMBER, ShardReader
 from pretrain.data.processes import Tick
 from pretrain.data.shards.facts import Shard, ShardIndex, load
 from pretrain.data.shards.indexing import build
@@ -184,13 +184,16 @@ def _measure(reader: ShardReader, place: tuple[int, int], tally: Tally) -> None:
     offset, size = place
     found: Any = None
     for length in dict.fromkeys((min(size, _HEADER), size)):
+        if length > MAX_MEMBER:  # no image: what is that large is never read
+            break
+        content = reader.read((offset, length))  # a shard that cannot be read is no property of its images
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = Image.open(io.BytesIO(reader.read((offset, length))), formats=FORMATS)
+                found = Image.open(io.BytesIO(content), formats=FORMATS)
             break
-        except Exception:  # a dozen types, as decode.py says; that it cannot be read is what is told
-            found = None
+        except Exception:  # Pillow raises a dozen types for bytes that are no image, which counts them as unknown
+            continue
     tally.sized += 1
     tally.image_bytes += size
     tally.formats[found.format if found else "unknown"] += 1

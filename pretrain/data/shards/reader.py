@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from pretrain.config import Data
 from pretrain.data import storage
 from pretrain.data.images.decode import BadSample
-from pretrain.data.order import shares
+from pretrain.data.order import Sized, shares
 from pretrain.data.patterns import Entry
 from pretrain.data.shards import facts as shards
 from pretrain.data.shards import indexing, parquet, sizes
@@ -57,7 +57,7 @@ class RawSample:
         return list(dict.fromkeys(text for texts in self.texts.values() for text in texts))
 
 
-class Source(Protocol):
+class Source(Sized, Protocol):
     """A data set of numbered samples. Copies of it live in worker processes; its threads may read at once."""
 
     fingerprint: str
@@ -66,21 +66,6 @@ class Source(Protocol):
     """What the fingerprint is made of, by shard; none where no shards are."""
     damage: tuple[Skip, ...]
     """What is wrong with whole shards, known before any sample is read; index -1."""
-
-    @property
-    def counts(self) -> list[int]:
-        """Samples of each shard, in order: what the sample order is made of."""
-        ...
-
-    @property
-    def entries(self) -> list[int]:
-        """Shards of each entry of data.train; they sum to the number of shards."""
-        ...
-
-    @property
-    def weights(self) -> list[float]:
-        """Share of each entry; none: all entries are one data set."""
-        ...
 
     def __len__(self) -> int: ...
 
