@@ -17,6 +17,7 @@ from pretrain import checkpoint, config, precision
 from pretrain.compat import Towers, open_clip
 from pretrain.data.images import transforms
 from pretrain.errors import UserError
+from pretrain.phases import phase
 from pretrain.towers import architecture, freeze, recompute, weights
 from pretrain.towers.architecture import Architecture
 from pretrain.towers.head import Head, Wanted, choose
@@ -70,9 +71,11 @@ class DualEncoder(nn.Module):
             fp32 (fp64 where the weights are), unit norm.
         """
         further = further or {}
-        text, of_texts = _together(self.encode_text, texts, {k: x for k, x in further.items() if k in TEXTS})
+        with phase("text_tower"):
+            text, of_texts = _together(self.encode_text, texts, {k: x for k, x in further.items() if k in TEXTS})
         text = text if announce is None else announce(text)
-        image, of_images = _together(self.encode_image, images, {k: x for k, x in further.items() if k in IMAGES})
+        with phase("image_tower"):
+            image, of_images = _together(self.encode_image, images, {k: x for k, x in further.items() if k in IMAGES})
         bias = None if self.towers.logit_bias is None else self.towers.logit_bias.reshape(())
         return Features(image, text, self.towers.logit_scale.reshape(()).exp(), bias, of_texts | of_images)
 

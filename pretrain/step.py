@@ -10,6 +10,7 @@ from torch import Tensor
 from pretrain.engines.base import Engine
 from pretrain.exchange.base import Exchange
 from pretrain.objectives.base import Objective
+from pretrain.phases import phase
 from pretrain.precision import full_precision
 from pretrain.seed import Replay
 from pretrain.values import Batch, Features, Pairs, Terms
@@ -19,7 +20,8 @@ def plain_step(engine: Engine, objectives: list[Objective], exchange: Exchange, 
     """Gradients of the loss of the global batch, every tower seeing this rank's rows at once."""
     features = engine.forward(batch, partial(exchange.announce, losses=len(objectives)))
     terms = loss_terms(objectives, Pairs(features, exchange, batch.ids, batch.columns))
-    engine.backward(total(terms))
+    with phase("backward"):
+        engine.backward(total(terms))
     return terms, features
 
 
@@ -40,12 +42,15 @@ def cached_step(
             cached.append(engine.forward(part))
     leaves = join(cached)
     terms = loss_terms(objectives, Pairs(leaves, exchange, batch.ids, batch.columns))
-    torch.autograd.backward(total(terms))
+    with phase("loss"):
+        torch.autograd.backward(total(terms))
     start = 0
     for part, replay in zip(parts, replays, strict=True):
         last = start + len(part) == len(batch)
         with engine.averaging(last), replay.again():
-            engine.backward(pull(engine.forward(part), leaves, start, shared=last))
+            pulled = pull(engine.forward(part), leaves, start, shared=last)
+            with phase("backward"):
+                engine.backward(pulled)
         start += len(part)
     return terms, leaves
 
@@ -53,7 +58,7 @@ def cached_step(
 def loss_terms(objectives: list[Objective], pairs: Pairs) -> Terms:
     """Every objective's terms, in fp32 whatever surrounds it; a name that two of them use is prefixed."""
     terms: Terms = {}
-    with full_precision(pairs.image.device):
+    with phase("loss"), full_precision(pairs.image.device):
         for objective in objectives:
             for name, term in objective(pairs).items():
                 terms[name if name not in terms else f"{type(objective).__name__.lower()}/{name}"] = term

@@ -11,14 +11,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from pretrain import checkpoint, claim, ema, engines, objectives, optim, record, runfile, seed, step
+from pretrain import checkpoint, claim, ema, engines, objectives, optim, record, runfile, seed, snapshot, step
 from pretrain.arithmetic import open_exchange
-from pretrain.checkpoint import State
 from pretrain.checks import check_world
 from pretrain.config import Run
 from pretrain.data import wanted
@@ -27,6 +25,7 @@ from pretrain.data.texts import tokenizer
 from pretrain.errors import Stopped, UserError
 from pretrain.metrics import Meter
 from pretrain.model import DualEncoder, build
+from pretrain.phases import phase
 from pretrain.signals import StopRequest
 from pretrain.sinks import Sinks, open_sinks
 from pretrain.values import Batch, Features, StepReport, Terms
@@ -45,10 +44,11 @@ def train(run: Run, stop: StopRequest) -> None:
     with join(run.train.timeout_s) as world:
         check_world(run, world.size)
         use_threads(run)
-        claim.claim(run.path, run, world, runfile.dump(run))
-        found = checkpoint.newest(run.path, world)
-        training = Training(run, world, known=checkpoint.read_facts(found) if found else {})
-        training.restore(found)
+        with phase("start"):
+            claim.claim(run.path, run, world, runfile.dump(run))
+            found = checkpoint.newest(run.path, world)
+            training = Training(run, world, known=checkpoint.read_facts(found) if found else {})
+            snapshot.restore(training, found)
         training.fit(stop)
 
 
@@ -81,13 +81,15 @@ class Training:
             for batch, waited_s in self.batches(loader):
                 lr = optim.learning_rate(self.run.optim, self.samples, self.total_samples, self.run.train.global_batch)
                 terms, features = self.forward_backward(batch)
-                norms = self.engine.step(lr, self.run.optim.clip_norm)
-                if self.average is not None:
-                    self.average.update(self.model.towers)
+                with phase("optimizer"):
+                    norms = self.engine.step(lr, self.run.optim.clip_norm)
+                    if self.average is not None:
+                        self.average.update(self.model.towers)
                 self.step += 1
                 meter.step(self.run.train.global_batch, batch.skips, waited_s)
                 if self.step % self.run.log.every_steps == 0 or self.samples == self.total_samples:
-                    self.tell(sinks, meter, batch, StepReport.of(terms, features, norms), lr)
+                    with phase("logging"):
+                        self.tell(sinks, meter, batch, StepReport.of(terms, features, norms), lr)
                 self.save_or_stop(stop, sinks, meter)
 
     def forward_backward(self, batch: Batch) -> tuple[Terms, Features]:
@@ -125,7 +127,8 @@ class Training:
         """Save when it is time, at the end, or when some rank was asked to stop: decided alike on every rank."""
         save, done = self.run.checkpoint, self.samples == self.total_samples
         late = save.every_minutes is not None and time.monotonic() - self.saved_at >= 60 * save.every_minutes
-        stopping, late = self.world.any(stop.received is not None, late)
+        with phase("agreeing"):
+            stopping, late = self.world.any(stop.received is not None, late)
         due = save.every_steps is not None and self.step % save.every_steps == 0
         if stopping or late or due or done:
             with meter.clock.paused():
@@ -140,47 +143,13 @@ class Training:
 
     def save(self) -> None:
         """A checkpoint of this moment; older ones are pruned once it is safe on disk."""
-        weights = self.engine.model_state()
-        with self.world.together("checking the weights"):  # which some engines have whole on rank 0 alone
-            refuse_broken(weights, self.run.optim.lr, self.step)
-        state = State(
-            step=self.step,
-            samples=self.samples,
-            weights=weights,
-            average=self.average.state() if self.average is not None else None,
-            optimizer=self.engine.optimizer_state(),
-            objective=torch.nn.ModuleList(self.objectives).state_dict(),
-            rng=seed.rng_state(),
-            facts=self.facts() | {"model": self.model.facts(), "skipped": self.skipped},
-        )
+        with phase("staging"):
+            state = snapshot.take(self)
         checkpoint.save(self.run.path, state, self.world, runfile.dump(self.run))
-        if self.world.is_main:
-            checkpoint.prune(self.run.path, self.run.checkpoint.keep_last, self.run.checkpoint.milestone_steps)
+        with phase("pruning"):
+            if self.world.is_main:
+                checkpoint.prune(self.run.path, self.run.checkpoint.keep_last, self.run.checkpoint.milestone_steps)
         self.saved_at = time.monotonic()
-
-    def facts(self) -> dict[str, str]:
-        """What must not have changed when the run goes on."""
-        return {"data": self.source.fingerprint, "tokenizer": self.tokenize.fingerprint}
-
-    def restore(self, found: Path | None) -> None:
-        """Go on from the run folder's newest good checkpoint, if it holds one."""
-        if found is None:
-            return
-        if not self.run.checkpoint.resume:
-            raise UserError(f"checkpoint.resume is False, but {found} exists: use another name, or remove the folder")
-        state = checkpoint.load(found, self.world)
-        for fact, now in self.facts().items():
-            was = state.facts.get(fact)
-            if was != now:
-                if fact == "data" and (told := record.data_changes(self.run.path, self.source.facts)):
-                    raise UserError(f"data.train: {told}: restore what {found} was trained on, or use another name")
-                raise UserError(f"{found}: {fact} was {was} and is {now} now: restore it, or use another name")
-        self.step, self.skipped = state.step, state.facts["skipped"]
-        self.engine.load(state.weights, state.optimizer)
-        if self.average is not None and state.average is not None:
-            self.average.load(state.average)
-        torch.nn.ModuleList(self.objectives).load_state_dict(state.objective)
-        seed.set_rng_state(state.rng)
 
     def loader(self) -> Loader:
         """This rank's part of every remaining global batch."""
@@ -191,7 +160,7 @@ class Training:
         """Every batch with the seconds waited for it; what stops the data of one rank stops all, with its reason."""
         batches, waited_s = iter(loader), loader.wait_s
         while True:
-            with self.world.together("reading data"):
+            with phase("data"), self.world.together("reading data"):
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -210,16 +179,6 @@ class Training:
                     log.warning("data.train: shards are damaged: %d notes in skips.jsonl", len(self.source.damage))
         sinks.event("start", step=self.step, ranks=self.world.size, pids=self.world.share(os.getpid()))
         return sinks
-
-
-def refuse_broken(weights: Mapping[str, torch.Tensor], lr: float, step: int) -> None:
-    """Refuse to save weights that are not finite over the last good ones."""
-    broken = next((name for name, value in weights.items() if not bool(value.isfinite().all())), None)
-    if broken is not None:
-        raise UserError(
-            f"optim.lr {lr}: {broken} is not finite after step {step}, and was not saved over the last good "
-            "checkpoint; lower the rate, warm up longer, or set optim.clip_norm, under another name"
-        )
 
 
 def refuse_inexact(run: Run, model: DualEncoder, world: World) -> None:

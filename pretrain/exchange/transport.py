@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pretrain.phases import phase
+
 Group = dist.ProcessGroup | None
 
 # torch 2.13 renames both and warns about the names that every earlier release has.
@@ -86,16 +88,16 @@ class Collectives:
 
     def all_gather(self, gathered: Tensor, own: Tensor) -> Work:
         self.sent += (self.size - 1) * own.nbytes
-        return _started(_all_gather(gathered, own, group=self.group, async_op=True))
+        return _Started("all_gather", _all_gather(gathered, own, group=self.group, async_op=True))
 
     def reduce_scatter(self, own: Tensor, parts: Tensor) -> Work:
         self.sent += (self.size - 1) * own.nbytes
-        return _started(_reduce_scatter(own, parts, group=self.group, async_op=True))
+        return _Started("reduce_scatter", _reduce_scatter(own, parts, group=self.group, async_op=True))
 
     def all_reduce(self, total: Tensor, largest: bool = False) -> Work:
         self.sent += 2 * (self.size - 1) * total.nbytes // self.size
         kind = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
-        return _started(dist.all_reduce(total, kind, group=self.group, async_op=True))
+        return _Started("all_reduce", dist.all_reduce(total, kind, group=self.group, async_op=True))
 
     def swap(self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]) -> Work:
         self.sent += sum(tensor.nbytes for tensor, _ in sends)
@@ -105,7 +107,7 @@ class Collectives:
             for way, messages in ways
             for tensor, peer in messages
         ]
-        return _All(dist.batch_isend_irecv(operations) if operations else [])
+        return _Started("swap", *(dist.batch_isend_irecv(operations) if operations else []))
 
     def split(self, node_size: int) -> tuple[Transport, Transport]:
         place, node = self.rank % node_size, self.rank // node_size
@@ -124,19 +126,17 @@ class Collectives:
         return Collectives(rank, len(ranks), dist.new_group(ranks, use_local_synchronization=True, **eager))
 
 
-class _All:
-    """Several works as one."""
+class _Started:
+    """Messages under way, as one; waiting for them is a phase of its own."""
 
-    def __init__(self, works: Sequence[Work]) -> None:
-        self._works = works
+    def __init__(self, kind: str, *works: Work | None) -> None:
+        self._kind, self._works = kind, works
 
     def wait(self) -> None:
-        for work in self._works:
-            work.wait()
-
-
-def _started(work: Work | None) -> Work:
-    return _All([]) if work is None else work
+        with phase("exchange", self._kind):
+            for work in self._works:
+                if work is not None:
+                    work.wait()
 
 
 class Alone:
@@ -146,19 +146,19 @@ class Alone:
 
     def all_gather(self, gathered: Tensor, own: Tensor) -> Work:
         gathered.copy_(own)
-        return _All([])
+        return _Started("nothing")
 
     def reduce_scatter(self, own: Tensor, parts: Tensor) -> Work:
         own.copy_(parts)
-        return _All([])
+        return _Started("nothing")
 
     def all_reduce(self, total: Tensor, largest: bool = False) -> Work:
-        return _All([])
+        return _Started("nothing")
 
     def swap(self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]) -> Work:
         if sends or receives:
             raise ValueError(f"one rank has nobody to send {len(sends)} messages to")
-        return _All([])
+        return _Started("nothing")
 
     def split(self, node_size: int) -> tuple[Transport, Transport]:
         return self, self
