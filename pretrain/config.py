@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +21,9 @@ def free(default: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    source: Literal["shards", "synthetic"] = "shards"
-    """Where pairs come from: WebDataset tar shards, or patterns with captions that name them, which need no disk."""
     train: tuple[str, ...] = free(())
-    """Training shards: paths, URLs, globs and brace patterns such as 'cc12m/{00000..01242}.tar', or files of them."""
+    """Training shards: paths, URLs, globs and brace patterns such as 'cc12m/{00000..01242}.tar', or files of them. Or
+    'synthetic:SAMPLES' alone: patterns with captions that name them, which need no disk."""
     weights: tuple[float, ...] = ()
     """Share of the samples that each entry of data.train gives, exact in every window; none: all are one data set."""
     replacement: bool = False
@@ -78,8 +78,12 @@ class Data:
     """Let data.train and data.eval name 'pipe:COMMAND' shards: the command runs in a shell."""
     read_ahead: int = free(4)
     """Threads per worker that read samples ahead of the decoding."""
-    synthetic_samples: int = 1024
-    """Samples per epoch of the synthetic source."""
+
+    @property
+    def synthetic(self) -> int | None:
+        """Samples in an epoch of the synthetic source; None: `train` names shards."""
+        named = re.fullmatch(r"synthetic:([1-9]\d*)", self.train[0]) if len(self.train) == 1 else None
+        return int(named[1]) if named else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,9 +54,14 @@ def finite(run: Run) -> Rules:
 def data(data: Data) -> Rules:
     low, high = data.crop_scale
     return [
+        (not data.train, "data.train is empty: name the training shards, or synthetic:1024, which needs no disk"),
         (
-            data.source == "shards" and not data.train,
-            "data.train is empty: name the training shards, or set data.source: synthetic",
+            data.synthetic is None and any(entry.partition(":")[0] == "synthetic" for entry in data.train),
+            f"data.train {list(data.train)}: the synthetic source stands alone, as synthetic:SAMPLES, 1 or more",
+        ),
+        (
+            data.synthetic is not None and bool(data.weights),
+            f"data.weights {data.weights} means nothing to the synthetic source: leave it out",
         ),
         (data.workers < 0, f"data.workers {data.workers} is negative: 0 decodes in the training process"),
         (data.prefetch < 1, f"data.prefetch {data.prefetch} must be at least 1 batch"),
@@ -71,7 +76,6 @@ def data(data: Data) -> Rules:
         *((True, problem) for problem in edits.problems(data.text_edits)),
         *((True, problem) for problem in augmentations.problems("data.augment", data.augment)),
         *((True, problem) for problem in augmentations.problems("data.view_augment", data.view_augment)),
-        (data.synthetic_samples < 1, f"data.synthetic_samples {data.synthetic_samples} must be at least 1"),
     ]
 
 

@@ -14,7 +14,7 @@ from pretrain.kernels import dispatch
 from pretrain.world import World
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-RUN = config.Run(data=config.Data(source="synthetic"), train=config.Train(samples=64, global_batch=64))
+RUN = config.Run(data=config.Data(train=("synthetic:1024",)), train=config.Train(samples=64, global_batch=64))
 
 
 def run(towers: str = "fp32", **loss: object) -> config.Run:

@@ -365,7 +365,16 @@ def test_a_later_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def a_run(*args: str) -> Run:
-    defaults = ["--data.source", "synthetic", "--train.samples", "64", "--train.global-batch", "32", "--name", "mine"]
+    defaults = [
+        "--data.train",
+        "synthetic:1024",
+        "--train.samples",
+        "64",
+        "--train.global-batch",
+        "32",
+        "--name",
+        "mine",
+    ]
     return runfile.load(None, [*defaults, *args])
 
 

@@ -188,12 +188,14 @@ def test_the_scaled_rate_is_told(caplog: pytest.LogCaptureFixture) -> None:
 )
 def test_knobs_that_cannot_be_are_refused(knobs: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        Run(data=Data(source="synthetic"), train=Train(samples=64, global_batch=8), optim=Optim(**knobs))
+        Run(data=Data(train=("synthetic:1024",)), train=Train(samples=64, global_batch=8), optim=Optim(**knobs))
 
 
 def test_8_bit_moments_of_pieces_are_refused() -> None:
     with pytest.raises(UserError, match=r"optim.name adamw8bit cannot update weights that engine fsdp2 has cut"):
-        Run(data=Data(source="synthetic"), engine="fsdp2", train=Train(samples=64), optim=Optim(name="adamw8bit"))
+        Run(
+            data=Data(train=("synthetic:1024",)), engine="fsdp2", train=Train(samples=64), optim=Optim(name="adamw8bit")
+        )
 
 
 def test_schedule_longer_than_the_run_is_refused() -> None:

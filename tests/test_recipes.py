@@ -43,7 +43,7 @@ def test_real_towers_take_a_batch_on_the_meta_device(recipe: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_settings_train_a_tiny_model(recipe: Path, tmp_path: Path) -> None:
-    run = runfile.load(recipe, ["--folder", str(tmp_path), "--data.source", "synthetic", "--data.workers", "0"])
+    run = runfile.load(recipe, ["--folder", str(tmp_path), "--data.train", "synthetic:1024", "--data.workers", "0"])
     micro = None if run.train.micro_batch is None else 4
     tiny = Model(name="debug-tiny", precision=run.model.precision, grad_checkpointing=run.model.grad_checkpointing)
     size = replace(run.train, samples=16, epochs=None, global_batch=8, micro_batch=micro)

@@ -16,7 +16,9 @@ from pretrain.errors import UserError
 
 
 def a_run(folder: Path) -> Run:
-    return Run(name="mine", folder=str(folder), data=Data(source="synthetic"), train=Train(samples=64, global_batch=32))
+    return Run(
+        name="mine", folder=str(folder), data=Data(train=("synthetic:1024",)), train=Train(samples=64, global_batch=32)
+    )
 
 
 def test_environment_names_what_the_numbers_depend_on(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pretrain.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-MINIMAL = {"data": {"source": "synthetic"}, "train": {"samples": 640, "global_batch": 32}}
+MINIMAL = {"data": {"train": ["synthetic:1024"]}, "train": {"samples": 640, "global_batch": 32}}
 
 
 def write(folder: Path, tree: dict) -> Path:
@@ -42,7 +42,7 @@ def test_the_later_wins(tmp_path: Path) -> None:
 
 def test_numbers_that_yaml_reads_as_text(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("data: {source: synthetic}\ntrain: {samples: 640}\noptim: {lr: 3e-4}\n")
+    path.write_text("data: {train: [synthetic:1024]}\ntrain: {samples: 640}\noptim: {lr: 3e-4}\n")
     assert runfile.load(path, []).optim.lr == 3e-4
 
 
@@ -89,7 +89,10 @@ MISTAKES = {
     "unknown objective": ({"objective": "clipp"}, [], "'clipp'", "did you mean clip?"),
     "objective twice": ({"objective": ["clip", "clip"]}, [], "'clip'", "weight"),
     "objective without a name": ({"objective": [{"weight": 1}]}, [], "weight", "name"),
-    "no data": ({"data": {"source": "shards"}}, [], "data.train", "synthetic"),
+    "synthetic beside shards": ({"data": {"train": ["synthetic:8", "a.tar"]}}, [], "synthetic:8', 'a.tar'", "alone"),
+    "no synthetic samples": ({}, ["--data.train", "synthetic:0"], "data.train ['synthetic:0']", "1 or more"),
+    "weights of nothing": ({"data": {"weights": [1.0]}}, [], "data.weights (1.0,)", "leave it out"),
+    "no data": ({"data": {"train": []}}, [], "data.train", "synthetic"),
     "samples and epochs": ({}, ["--train.epochs", "3"], "train.samples (640)", "train.epochs (3.0)"),
     "negative rate": ({}, ["--optim.lr", "-1"], "optim.lr -1.0", "positive"),
     "warm-up beyond the end": ({"optim": {"warmup_samples": 10_000}}, [], "10000", "640"),
@@ -128,7 +131,7 @@ def test_a_file_that_is_no_config(text: str | None, said: str, tmp_path: Path) -
 
 def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("data: {source: synthetic}\noptim: {lr: 1.0e-3, eps: 1.0e-8, lr: 5.0e-3}\n")
+    path.write_text("data: {train: [synthetic:1024]}\noptim: {lr: 1.0e-3, eps: 1.0e-8, lr: 5.0e-3}\n")
     with pytest.raises(UserError, match="lr is written twice"):
         runfile.load(path, [])
 

@@ -26,7 +26,7 @@ OTHER = World(1, 2, 1, torch.device("cpu"))
 
 
 def a_run(folder: Path, **log: Any) -> Run:
-    data = DataConfig(source="synthetic")
+    data = DataConfig(train=("synthetic:1024",))
     return Run(name="mine", folder=str(folder), data=data, train=Train(samples=320, global_batch=32), log=Log(**log))
 
 

@@ -29,7 +29,7 @@ RECORD = {
 
 def a_run(folder: Path) -> Run:
     train = Train(samples=320, global_batch=32)
-    return Run(name="mine", folder=str(folder), data=Data(source="synthetic"), train=train, log=Log(wandb=True))
+    return Run(name="mine", folder=str(folder), data=Data(train=("synthetic:1024",)), train=train, log=Log(wandb=True))
 
 
 class FakeRun:

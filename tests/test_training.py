@@ -210,7 +210,7 @@ def test_a_killed_rank_comes_back_under_torchrun(tmp_path: Path) -> None:
     ("flags", "said"),
     [
         (("--train.global-batch", "33"), "not a multiple of 2 ranks"),
-        (("--data.source", "shards", "--data.train", "nowhere/*.tar"), "nowhere"),
+        (("--data.train", "nowhere/*.tar"), "nowhere"),
     ],
 )
 def test_a_mistake_ends_every_rank_and_one_speaks(flags: tuple[str, ...], said: str, tmp_path: Path) -> None:

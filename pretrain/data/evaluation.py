@@ -137,8 +137,8 @@ class EvalRows:
 
 
 def _source(data: Data, world: World, spec: ImageSpec) -> Source:
-    if data.source == "synthetic":
-        return SyntheticSource(data.synthetic_samples, spec.size, first=data.synthetic_samples)
+    if data.synthetic is not None and not data.eval:
+        return SyntheticSource(data.synthetic, spec.size, first=data.synthetic)
     if not data.eval:
         raise UserError("data.eval is empty: name held-out shards")
     store = storage.make(data)

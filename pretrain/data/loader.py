@@ -45,8 +45,8 @@ def train_source(data: Data, world: World, spec: ImageSpec, wanted: Wanted | Non
     Raises:
         UserError: data.train names nothing, or a shard is no good tar.
     """
-    if data.source == "synthetic":
-        return SyntheticSource(data.synthetic_samples, spec.size)
+    if data.synthetic is not None:
+        return SyntheticSource(data.synthetic, spec.size)
     store = storage.make(data)
     entries = patterns.entries(data.train, store, "data.train")
     start = world.rank * sum(len(entry.paths) for entry in entries) // world.size

@@ -136,6 +136,8 @@ def _text(name: str, storage: Storage, field: str) -> str:
 
 
 def _matches(pattern: str, storage: Storage, field: str) -> list[str]:
+    if pattern.startswith("synthetic:"):
+        raise UserError(f"{field}: {pattern} is no shard: it stands alone, and only in a run's data.train")
     pattern = _plain(pattern)
     names = list(braces(pattern))
     if pattern.startswith("pipe:"):

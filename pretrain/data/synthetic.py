@@ -36,7 +36,7 @@ class SyntheticSource:
         self.samples, self.size, self.first = samples, size, first
         self.counts, self.entries = [samples], [1]
         self.weights: list[float] = []
-        self.facts: list[Fact] = []
+        self.facts = [Fact(f"synthetic:{samples}", 0, samples, f"{size[0]}x{size[1]}", 0)]
         self.damage: tuple[Skip, ...] = ()
         self.fingerprint = f"synthetic-1-{first}-{samples}-{size[0]}x{size[1]}"
 

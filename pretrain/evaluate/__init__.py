@@ -104,9 +104,9 @@ def _setting(
 
 def _held_out(data: config.Data, override: tuple[str, ...], workers: int) -> config.Data:
     shards = tuple(override) or data.eval
-    if data.source == "shards" and not shards:
+    if data.synthetic is None and not shards:
         raise UserError("data.eval is empty: name held-out shards with --data, or in the run's config")
-    return dataclasses.replace(data, source="shards" if override else data.source, eval=shards, workers=workers)
+    return dataclasses.replace(data, eval=shards, workers=workers)
 
 
 def _classes(given: str | Path | None, data: config.Data) -> Path | None:

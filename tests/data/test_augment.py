@@ -132,7 +132,7 @@ def test_a_function_of_the_random_numbers_in_the_order_of_the_knob(image: Image.
 @pytest.mark.parametrize("field", ["augment", "view_augment"])
 def test_mistakes_are_found_at_the_start(field: str, entry: str, says: str) -> None:
     with pytest.raises(UserError) as caught:
-        Run(data=Data(source="synthetic", **{field: ("blur=0.5", entry)}), train=Train(samples=1))
+        Run(data=Data(train=("synthetic:1024",), **{field: ("blur=0.5", entry)}), train=Train(samples=1))
     assert str(caught.value).startswith(f"data.{field} {says}")
     with pytest.raises(UserError, match=f"^data.{field} "):
         Augment([entry], f"data.{field}", MEAN)

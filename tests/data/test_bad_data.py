@@ -433,7 +433,7 @@ def test_no_member_is_ever_unpickled(tmp_path: Path, words: Any) -> None:
 def command(folder: Path, *flags: object, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     under = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     words = [sys.executable, *under, "-m", "pretrain", "train", "configs/debug.yaml", "--folder", str(folder)]
-    words += ["--data.source", "shards", "--data.max-bad", "1", *map(str, flags)]
+    words += ["--data.max-bad", "1", *map(str, flags)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
 

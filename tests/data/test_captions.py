@@ -185,7 +185,7 @@ def test_undecodable_texts_are_bad_samples(members: Any, meta: Any, columns: Any
 @pytest.mark.parametrize("key", ["jsn:caption", ":caption", "table:a:b"])
 def test_a_key_of_no_known_kind_is_refused(key: str) -> None:
     with pytest.raises(UserError, match=r"data\.text_keys \['.*'\] must be a member's extension"):
-        Run(data=Data(source="synthetic", text_keys=("txt", key)), train=Train(samples=1))
+        Run(data=Data(train=("synthetic:1024",), text_keys=("txt", key)), train=Train(samples=1))
 
 
 @pytest.mark.parametrize("member", [b"{", b"\xff", b"[1]", b'"a"', b"[" * 100_000, b"9" * 5000])

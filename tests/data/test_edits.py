@@ -172,7 +172,7 @@ def test_edits_follow_one_another() -> None:
 )
 def test_a_wrong_entry_is_one_line_at_the_start(entry: str, rule: str) -> None:
     with pytest.raises(UserError, match=rule) as caught:
-        config.Run(data=config.Data(source="synthetic", text_edits=(entry,)), train=config.Train(samples=1))
+        config.Run(data=config.Data(train=("synthetic:1024",), text_edits=(entry,)), train=config.Train(samples=1))
     assert f"data.text_edits {entry!r}" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -84,11 +84,11 @@ def test_no_held_out_shards_are_an_error(words: Any, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"data\.eval"):
             read(data, words, 1)
     with pytest.raises(UserError, match="batch_size 0"):
-        read(Data(source="synthetic"), words, 1, batch_size=0)
+        read(Data(train=("synthetic:1024",)), words, 1, batch_size=0)
 
 
 def test_synthetic_held_out_pairs_are_not_the_training_pairs(words: Any) -> None:
-    (batches,) = read(Data(source="synthetic", synthetic_samples=20, workers=0), words, 1)
+    (batches,) = read(Data(train=("synthetic:20",), workers=0), words, 1)
     assert sum(len(batch.numbers) for batch in batches) == 20
     assert batches[0].keys[0] == "synthetic/000000020"
     assert all(label is not None for batch in batches for label in batch.labels)

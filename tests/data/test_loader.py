@@ -31,10 +31,7 @@ def world(rank: int, size: int) -> World:
 
 def make_run(paths: list[str], batch: int = BATCH, **data: Any) -> Run:
     options = {"workers": 0, "crop_scale": (0.3, 1.0), "flip": True, "shuffle_window": 10} | data
-    source = {} if paths else {"source": "synthetic"}
-    return Run(
-        seed=5, data=Data(train=tuple(paths), **source, **options), train=Train(samples=1000, global_batch=batch)
-    )
+    return Run(seed=5, data=Data(train=tuple(paths), **options), train=Train(samples=1000, global_batch=batch))
 
 
 def read(run: Run, words: Any, start: int, stop: int, ranks: int = 1) -> list[list[Batch]]:
@@ -265,7 +262,7 @@ def test_counts_waiting_and_truncation(paths: list[str]) -> None:
 
 def test_synthetic_needs_no_disk(words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run = make_run([], synthetic_samples=30)
+    run = make_run(["synthetic:30"])
     assert digests(read(run, words, 0, 60, 3)) == digests(read(run, words, 0, 60))
     assert not list(tmp_path.iterdir())
     batch = read(run, words, 0, 12)[0][0]
@@ -297,7 +294,7 @@ def children() -> set[int]:
 @pytest.mark.slow
 def test_workers_outlive_the_schedulers_signals(words: Any) -> None:
     before = children()
-    run = make_run([], workers=2, prefetch=1, synthetic_samples=30)
+    run = make_run(["synthetic:30"], workers=2, prefetch=1)
     with train_loader(run, world(0, 1), SPEC, words, 0, 120) as loader:
         batches, own = [next(iter(loader))], children() - before
         assert len(own) == 2
@@ -312,7 +309,7 @@ def test_workers_outlive_the_schedulers_signals(words: Any) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_a_killed_worker_is_an_error_that_names_it_and_the_signal(words: Any, number: signal.Signals) -> None:
     before = children()
-    run = make_run([], workers=2, prefetch=1, synthetic_samples=30)
+    run = make_run(["synthetic:30"], workers=2, prefetch=1)
     with train_loader(run, world(1, 2), SPEC, words, 0, 12_000) as loader:
         next(iter(loader))
         own = children() - before
@@ -340,7 +337,7 @@ def test_a_mistake_found_in_a_worker_is_one_line(make_shards: Any, words: Any) -
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_batches_on_a_gpu_equal_those_on_the_cpu(words: Any) -> None:
-    run = make_run([], workers=2, synthetic_samples=30)
+    run = make_run(["synthetic:30"], workers=2)
     with train_loader(run, World(0, 1, 0, torch.device("cuda", 0)), SPEC, words, 0, 120) as loader:
         found = [(batch.images.device.type, batch_digest(batch)) for batch in loader]
     assert found == [("cuda", digest) for digest in digests(read(run, words, 0, 120))]

@@ -160,7 +160,7 @@ def test_chunks_share_a_window() -> None:
 def test_default_window_is_as_good_as_a_uniform_shuffle(shards: int) -> None:
     """Same-shard pairs of a batch, at the default window, within 5 % of a uniform shuffle of the whole data set."""
     data = Samples([10_000] * shards, [shards])
-    order = orders.of(data, 1, Data(source="synthetic"))
+    order = orders.of(data, 1, Data(train=("synthetic:1024",)))
     assert isinstance(order, Order)
     chance = ((order.chunk or 1) - 1) / 50_000 + 1 / shards  # of one chunk, or of one shard anyway
     assert chance < 1.05 / shards or len(order) <= 50_000
@@ -221,7 +221,7 @@ def test_many_small_sources_do_not_clump() -> None:
 
 def test_sources_go_through_epochs_of_their_own() -> None:
     data = Samples([30, 10, 25], [2, 1], [2.0, 1.0])
-    order = orders.of(data, 4, Data(source="synthetic", shuffle_window=8))
+    order = orders.of(data, 4, Data(train=("synthetic:1024",), shuffle_window=8))
     assert len(order) == 65
     numbers = [order.number(p) for p in range(120)]
     first, second = [n for n in numbers if n < 40], [n for n in numbers if n >= 40]
@@ -255,7 +255,7 @@ def test_replacements_come_from_the_window_first() -> None:
 
 def test_a_billion_samples_of_three_sources() -> None:
     data = Samples([10_000] * 100_000, [60_000, 30_000, 10_000], [0.5, 0.3, 0.2])
-    order = orders.of(data, 0, Data(source="synthetic"))
+    order = orders.of(data, 0, Data(train=("synthetic:1024",)))
     far = [order.number(5 * 10**9 + p) for p in range(1000)]
     assert Counter(bool(n >= 6 * 10**8) + bool(n >= 9 * 10**8) for n in far) == {0: 500, 1: 300, 2: 200}
     assert len(set(far)) == 1000

@@ -150,3 +150,10 @@ def test_pipes_keep_their_colons_and_need_the_flag(tmp_path: Path) -> None:
         Entry(["pipe:perl -e 'A::b' 0", "pipe:perl -e 'A::b' 1"]),
         Entry(["pipe:cat b.tar"]),
     ]
+
+
+def test_the_synthetic_source_is_no_shard(folder: Path) -> None:
+    (folder / "list.txt").write_text("b.tar\nsynthetic:8\n")
+    for pattern in ("synthetic:8", "list.txt"):
+        with pytest.raises(UserError, match=r"data\.eval: synthetic:8 is no shard"):
+            entries([pattern], field="data.eval")

@@ -30,7 +30,7 @@ def spec(size: tuple[int, int] = (224, 224), **options: object) -> ImageSpec:
 
 
 def knobs(**options: object) -> Data:
-    return Data(source="synthetic", **options)  # type: ignore[arg-type]
+    return Data(train=("synthetic:1024",), **options)  # type: ignore[arg-type]
 
 
 def made(pixels: Pixels, data: bytes, seed: int, size: tuple[int, int] = (224, 224), view: bool = False) -> np.ndarray:
@@ -165,7 +165,7 @@ from pretrain.data.order import sample_random
 from pretrain.data.images.pixels import Pixels
 from pretrain.data.images.transforms import ImageSpec
 torch.set_num_threads(int(sys.argv[1]))
-pixels = Pixels(ImageSpec((224, 224), (.5, .5, .5), (.5, .5, .5)), Data(source="synthetic", flip=True,
+pixels = Pixels(ImageSpec((224, 224), (.5, .5, .5), (.5, .5, .5)), Data(train=("synthetic:1024",), flip=True,
                 augment=("color_jitter=0.4", "blur=0.5")))
 digest, out = hashlib.sha256(), torch.empty(3, 224, 224, dtype=torch.uint8)
 for seed, path in enumerate(sys.argv[2:]):

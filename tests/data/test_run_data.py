@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from pretrain import errors
+from pretrain import errors, runfile
+from pretrain.signals import StopRequest
+from pretrain.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -53,9 +55,23 @@ def test_records_count_captions_that_were_cut(tmp_path: Path, tar_writer: Any, p
     texts = [b"a short one", b"and another", b"a third", b"many words " * 20] * 8
     samples = {f"{n:03d}": {"png": picture_bytes(n), "txt": text} for n, text in enumerate(texts)}
     shard = tar_writer(tmp_path / "a.tar", samples)
-    with start(tmp_path, "--train.samples", 64, "--data.source", "shards", "--data.train", shard) as job:
+    with start(tmp_path, "--train.samples", 64, "--data.train", shard) as job:
         _, told = job.communicate(timeout=120)
     assert job.returncode == errors.DONE, told
     records = [json.loads(line) for line in (tmp_path / "debug" / "metrics.jsonl").read_text().splitlines()]
     assert [record["truncated"] for record in records] == [8, 8]
     assert all(0 <= record["data_wait_s"] <= record["step_s"] for record in records)
+
+
+def test_a_run_goes_on_with_as_many_synthetic_samples_as_it_began_with(tmp_path: Path) -> None:
+    def run(samples: int) -> None:
+        flags = ["--folder", str(tmp_path), "--train.samples", "64", "--data.train", f"synthetic:{samples}"]
+        with StopRequest() as stop:
+            train(runfile.load(ROOT / "configs" / "debug.yaml", flags), stop)
+
+    run(40)
+    with pytest.raises(
+        errors.UserError, match=r"data\.train: .*synthetic:40 is missing .*synthetic:48 is new"
+    ) as caught:
+        run(48)
+    assert "\n" not in str(caught.value)

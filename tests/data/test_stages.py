@@ -78,7 +78,7 @@ class Slow(SyntheticSource):
 def shares(source: SyntheticSource, words: Any, step_s: float, steps: int = 6) -> tuple[list[float], Work]:
     """Share of each step that waits, and the work of all, with one worker and a record for each step."""
     report = StepReport(*(torch.tensor(1.0), {}, GradNorms(*[torch.tensor(1.0)] * 3), torch.tensor(1.0), None))
-    data = Data(source="synthetic", workers=1, read_ahead=1)
+    data = Data(train=("synthetic:1024",), workers=1, read_ahead=1)
     run = Run(data=data, train=Train(samples=1000, global_batch=8))
     found, before = [], 0.0
     with train_loader(run, ONE, SPEC, words, 0, 8 * steps, source) as loader:

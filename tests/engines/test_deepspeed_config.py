@@ -168,4 +168,4 @@ def test_a_file_that_is_none(text: str, said: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("flag", [["--parallel.zero-stage", "1"], ["--parallel.deepspeed", "x.json"]], ids=str)
 def test_another_engine_refuses_the_knobs(flag: list[str]) -> None:
     with pytest.raises(UserError, match="means nothing to engine ddp: it is for deepspeed"):
-        runfile.load(None, ["--engine", "ddp", "--data.source", "synthetic", "--train.samples", "2048", *flag])
+        runfile.load(None, ["--engine", "ddp", "--data.train", "synthetic:1024", "--train.samples", "2048", *flag])

@@ -41,7 +41,7 @@ def write_run(folder: Path, objective: Clip = SIGLIP, average: bool = False, **k
     for tensors in made:
         tensors["logit_scale"].fill_(3.3)
     fields = ", ".join(f"{key}: {json.dumps(value)}" for key, value in options.items())
-    text = f"data: {{source: synthetic}}\nmodel: {{{fields}}}\ntrain: {{samples: 12, global_batch: 4}}\n"
+    text = f"data: {{train: [synthetic:1024]}}\nmodel: {{{fields}}}\ntrain: {{samples: 12, global_batch: 4}}\n"
     other = {"step/x": torch.ones(1)}
     state = State(7, 28, dict(made[0]), dict(made[1]) if average else None, other, {}, {"t": torch.ones(1)})
     checkpoint.save(folder, state, World(0, 1, 0, CPU), text)

@@ -210,7 +210,7 @@ def test_options_of_a_dotted_name_are_read_and_written(tmp_path: Path) -> None:
     """Else neither a file nor a run folder's own config.yaml could name them."""
     needy()
     path = tmp_path / "run.yaml"
-    path.write_text("{train: {samples: 8}, data: {source: synthetic}, objective: {name: toys.needy, views: 3}}")
+    path.write_text("{train: {samples: 8}, data: {train: [synthetic:1024]}, objective: {name: toys.needy, views: 3}}")
     run = runfile.load(path, [])
     assert run.objective[0].options.views == 3
     path.write_text(runfile.dump(run))
@@ -241,7 +241,7 @@ def train(folder: Path, ranks: int = 1, expect: int = 0, **options: Any) -> tupl
     run = yaml.safe_load((ROOT / "configs" / "debug.yaml").read_text())
     train = shard(folder / "a.tar")
     run |= {"name": "needy", "folder": str(folder / f"runs{ranks}"), "objective": {"name": "toys.needy"} | options}
-    run["data"] = {"source": "shards", "train": [train], "workers": 1}
+    run["data"] = {"train": [train], "workers": 1}
     run["train"], run["optim"] = {"samples": 48, "global_batch": 8}, {"lr": 1e-3}
     run["log"] = {"every_steps": 1, "batch_digest": True}
     (folder / "needy.yaml").write_text(yaml.safe_dump(run))
@@ -279,7 +279,7 @@ def test_what_the_data_cannot_give_ends_the_run_before_its_first_batch(tmp_path:
 def test_a_need_that_nobody_knows_ends_the_run_before_its_model_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     method = type(needy())
     run = config.Run(
-        data=config.Data(source="synthetic"),
+        data=config.Data(train=("synthetic:1024",)),
         train=config.Train(samples=8),
         objective=(config.Choice("toys.needy", method.Options(more="teacher")),),
     )

@@ -56,7 +56,7 @@ def write_run(
     return checkpoint.save(folder, state, HERE, text)
 
 
-CONFIG = "data: {source: synthetic}\nmodel: {name: debug-tiny}\ntrain: {samples: 12, global_batch: 4}\n"
+CONFIG = "data: {train: [synthetic:1024]}\nmodel: {name: debug-tiny}\ntrain: {samples: 12, global_batch: 4}\n"
 
 
 @pytest.mark.parametrize("kind", ["plain.pt", "trainer.pt", "ddp.bin", "compiled.pth", "plain.safetensors"])
