@@ -34,10 +34,8 @@ class Data:
     """Decoding processes per rank; 0 decodes in the training process. Never changes what a batch holds."""
     prefetch: int = free(2)
     """Batches that the workers keep ready."""
-    shuffle: bool = True
-    """Off: samples come in the order of the shards, every epoch."""
     shuffle_window: int = 50_000
-    """Samples inside which order is fully random; what goes into a window is drawn from the whole data set."""
+    """Samples inside which order is fully random, drawn from the whole data set; 0: every epoch as the shards lie."""
     shuffle_chunk: int | None = None
     """Neighbouring samples that share a window; none: so few that no batch shows it; 0: whole shards, for a cache."""
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")

@@ -65,7 +65,18 @@ def data(data: Data) -> Rules:
         ),
         (data.workers < 0, f"data.workers {data.workers} is negative: 0 decodes in the training process"),
         (data.prefetch < 1, f"data.prefetch {data.prefetch} must be at least 1 batch"),
-        (data.shuffle_window < 1, f"data.shuffle_window {data.shuffle_window} must be at least 1 sample"),
+        (
+            data.shuffle_window < 0,
+            f"data.shuffle_window {data.shuffle_window} must not be negative: 0 keeps the order of the shards",
+        ),
+        (
+            data.shuffle_window == 0 and data.replacement,
+            "data.replacement True draws inside windows, and data.shuffle_window is 0: raise it",
+        ),
+        (
+            data.shuffle_window == 0 and data.shuffle_chunk is not None,
+            f"data.shuffle_chunk {data.shuffle_chunk} means nothing to data.shuffle_window 0: leave it out",
+        ),
         (not 0 < low <= high <= 1, f"data.crop_scale {data.crop_scale} must rise within (0, 1]"),
         (
             not 0 < data.crop_ratio[0] <= data.crop_ratio[1],

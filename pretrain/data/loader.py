@@ -90,9 +90,9 @@ def train_loader(
 def _tell(source: ShardSource, samples: order.SampleOrder, run: Run) -> None:
     """What is trained on, how well it is mixed, and whether a cache can follow."""
     found = f"data: {len(source):,} samples in {len(source.shards):,} shards"
-    log.info("%s%s", found, f"; {quality(samples, source, run.train.global_batch)}" if run.data.shuffle else "")
+    log.info("%s%s", found, f"; {quality(samples, source, run.train.global_batch)}" if run.data.shuffle_window else "")
     away = sum(shard.size for shard in source.shards if not storage.is_local(shard.path)) / 2**30
-    if run.data.cache_dir and run.data.shuffle and run.data.shuffle_chunk != 0 and away > run.data.cache_gb:
+    if run.data.cache_dir and run.data.shuffle_window and run.data.shuffle_chunk != 0 and away > run.data.cache_gb:
         log.warning(
             "data.cache_gb %g: the remote shards take %.0f GiB, and the order reads from all of them at a time: "
             "they would be fetched again and again; set data.shuffle_chunk 0 in a new run, or leave data.cache_dir out",

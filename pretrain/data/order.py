@@ -72,7 +72,7 @@ class Sized(Protocol):
 
 def of(source: Sized, seed: int, data: Data) -> SampleOrder:
     """The order of a run's samples: of one data set, or of weighted ones."""
-    how = (data.shuffle, data.shuffle_window, data.shuffle_chunk, data.replacement)
+    how = (data.shuffle_window, data.shuffle_chunk, data.replacement)
     if not source.weights:
         return Order(source.counts, seed, *how)
     ends = list(itertools.accumulate(source.entries, initial=0))
@@ -105,22 +105,21 @@ class Order:
     Args:
         counts: samples of each shard, in the data set's order.
         seed: of the run.
-        shuffle: False gives the shards' own order, every epoch.
-        window: samples, rounded to whole chunks, inside which the order is fully random.
+        window: samples, rounded to whole chunks, inside which the order is fully random; 0: the shards' own order.
         chunk: neighbouring samples that share a window; 0: whole shards; None: as many as `widest_chunk` allows.
-        replacement: draw with replacement inside each window; an epoch then misses some samples and repeats others.
+        replacement: draw with replacement inside each window (above 0); an epoch then misses some samples and repeats
+            others.
     """
 
     def __init__(
         self,
         counts: Sequence[int],
         seed: int,
-        shuffle: bool,
         window: int,
         chunk: int | None = 0,
         replacement: bool = False,
     ) -> None:
-        self.counts, self.seed, self.shuffle, self.window = list(counts), seed, shuffle, window
+        self.counts, self.seed, self.window = list(counts), seed, window
         self.chunk = widest_chunk(counts, window) if chunk is None else chunk
         self._again = replacement
         self._first = list(itertools.accumulate(self.counts, initial=0))
@@ -132,7 +131,7 @@ class Order:
     def number(self, position: int) -> int:
         """The sample at a position >= 0; without replacement, each epoch's positions give each number once."""
         epoch, index = divmod(position, len(self))
-        if not self.shuffle and not self._again:
+        if not self.window:
             return index
         window, start, stop = self._window(epoch, index)
         if self._again:
@@ -142,30 +141,27 @@ class Order:
         return self._unfold(epoch, spread)
 
     def replacement(self, position: int, attempt: int) -> int:
-        """Another sample of the window, and after some attempts any sample."""
+        """Another sample of the window, and after some attempts, or where there is no window, any sample."""
         epoch, index = divmod(position, len(self))
         drawn = mix(self.seed, REPLACE, position, attempt)
-        if attempt > _NEAR_ATTEMPTS:
+        if attempt > _NEAR_ATTEMPTS or not self.window:
             return drawn % len(self)
         _, start, stop = self._window(epoch, index)
         return self._unfold(epoch, start + drawn % (stop - start))
 
     def _window(self, epoch: int, index: int) -> tuple[int, int, int]:
         """Number, first and last-but-one place of the window that holds a place of an epoch."""
-        if self.shuffle and not self.chunk:
+        if not self.chunk:
             windows = self._epoch(epoch).windows
             window = bisect.bisect_right(windows, index) - 1
             return window, windows[window], windows[window + 1]
-        step = self.chunk or 1
-        size = max(1, self.window // step) * step
+        size = max(1, self.window // self.chunk) * self.chunk
         last = max(1, len(self) // size) - 1  # a short tail joins the window before it
         window = min(index // size, last)
         return window, window * size, len(self) if window == last else (window + 1) * size
 
     def _unfold(self, epoch: int, place: int) -> int:
         """The sample at a place among an epoch's permuted chunks."""
-        if not self.shuffle:
-            return place
         if self.chunk:
             chunks = len(self) // self.chunk
             turn, inside = divmod(place, self.chunk)

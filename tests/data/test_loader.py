@@ -137,7 +137,7 @@ def test_rows_depend_on_seed_and_position_only(paths: list[str], words: Any) -> 
 
 
 def test_the_second_epoch_has_other_crops(paths: list[str], words: Any) -> None:
-    run = make_run(paths, shuffle=False, text_keys=("txt",))
+    run = make_run(paths, shuffle_window=0, text_keys=("txt",))
     first, second = read(replace(run, train=Train(samples=1, global_batch=25)), words, 0, 50)[0]
     assert torch.equal(first.ids, second.ids)
     assert torch.equal(first.texts, second.texts)
@@ -344,9 +344,9 @@ def test_batches_on_a_gpu_equal_those_on_the_cpu(words: Any) -> None:
 
 
 def test_a_start_says_how_well_the_data_is_mixed(
-    make_shards: Any, words: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    make_shards: Any, words: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(make_shards([30, 30]), cache_dir="unused", cache_gb=1.2e-4)
+    run = make_run(make_shards([30, 30]), cache_dir=str(tmp_path / "cache"), cache_gb=1.2e-4)
     with caplog.at_level("INFO", "pretrain"):
         for rank in range(2):
             train_loader(run, world(rank, 2), SPEC, words, 0, 12).close()

@@ -37,14 +37,14 @@ def test_scatter_is_a_permutation(size: int, key: int) -> None:
 def test_every_epoch_holds_every_sample_once(
     counts: list[int], seed: int, window: int, chunk: int | None, epoch: int
 ) -> None:
-    order = Order(counts, seed, True, window, chunk)
+    order = Order(counts, seed, window, chunk)
     size = len(order)
     assert size == sum(counts)
     assert sorted(order.number(epoch * size + index) for index in range(size)) == list(range(size))
 
 
 def test_order_is_pure() -> None:
-    order, fresh = Order([50, 70, 31], 3, True, 60), Order([50, 70, 31], 3, True, 60)
+    order, fresh = Order([50, 70, 31], 3, 60), Order([50, 70, 31], 3, 60)
     forwards = [order.number(p) for p in range(600)]
     backwards = [pickle.loads(pickle.dumps(fresh)).number(p) for p in reversed(range(600))]
     assert forwards == backwards[::-1]
@@ -52,7 +52,7 @@ def test_order_is_pure() -> None:
 
 def test_order_never_changes_between_versions() -> None:
     """A run must go on in the same order after an upgrade: these numbers are part of the promise."""
-    order = Order([10, 10, 10, 10], 0, True, 20)
+    order = Order([10, 10, 10, 10], 0, 20)
     assert [order.number(p) for p in range(12)] == [17, 19, 12, 39, 13, 35, 33, 30, 31, 11, 15, 14]
     assert mix(1, 2, 3) == 15020427595393229491
     assert [int(sample_random(0, 5).random() * 1000) for _ in range(2)] == [483] * 2
@@ -60,7 +60,7 @@ def test_order_never_changes_between_versions() -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     def epoch(seed: int, number: int) -> list[int]:
-        order = Order([100] * 10, seed, True, 300)
+        order = Order([100] * 10, seed, 300)
         return [order.number(number * 1000 + i) for i in range(1000)]
 
     orders = [epoch(0, 0), epoch(0, 1), epoch(1, 0)]
@@ -70,12 +70,13 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_without_shuffle_the_shards_come_in_order() -> None:
-    order = Order([3, 4], 9, False, 50)
+    order = Order([3, 4], 9, 0)
     assert [order.number(p) for p in range(14)] == list(range(7)) * 2
+    assert {order.replacement(5, attempt) for attempt in range(1, 65)} == set(range(7)), "any sample may stand in"
 
 
 def test_window_mixes_shards_and_bounds_them() -> None:
-    order = Order([100] * 100, 0, True, 1000)
+    order = Order([100] * 100, 0, 1000)
     first = [order.number(p) for p in range(1000)]
     shards = Counter(number // 100 for number in first)
     assert len(shards) == 10, "a window of 1000 samples is ten whole shards"
@@ -88,20 +89,20 @@ def test_window_mixes_shards_and_bounds_them() -> None:
 
 
 def test_a_window_smaller_than_a_shard_is_one_shard() -> None:
-    order = Order([100] * 5, 0, True, 10)
+    order = Order([100] * 5, 0, 10)
     shards = [order.number(p) // 100 for p in range(500)]
     assert all(len(set(shards[at : at + 100])) == 1 for at in range(0, 500, 100))
 
 
 def test_uniform_over_places() -> None:
     """Chi-square of where sample 0 falls, over 4000 epochs and 16 places: 15 degrees, 99.9 % below 37.7."""
-    order = Order([16], 7, True, 16)
+    order = Order([16], 7, 16)
     counts = Counter(next(i for i in range(16) if order.number(e * 16 + i) == 0) for e in range(4000))
     assert sum((counts[i] - 250) ** 2 / 250 for i in range(16)) < 37.7
 
 
 def test_a_billion_samples() -> None:
-    order = Order([10_000] * 100_000, 0, True, 50_000)
+    order = Order([10_000] * 100_000, 0, 50_000)
     assert len(order) == 10**9
     window = {order.number(3 * 10**9 + p) for p in range(50_000)}
     assert len(window) == 50_000
@@ -110,14 +111,14 @@ def test_a_billion_samples() -> None:
 
 
 def test_replacements_depend_on_the_attempt() -> None:
-    order = Order([1000], 0, True, 1000)
+    order = Order([1000], 0, 1000)
     drawn = [order.replacement(5, attempt) for attempt in range(1, 17)]
     assert len(set(drawn)) > 12
-    assert drawn == [Order([1000], 0, True, 1000).replacement(5, attempt) for attempt in range(1, 17)]
+    assert drawn == [Order([1000], 0, 1000).replacement(5, attempt) for attempt in range(1, 17)]
 
 
 def test_a_short_tail_joins_the_window_before_it() -> None:
-    order = Order([10] * 5, 0, True, 20)
+    order = Order([10] * 5, 0, 20)
     shards = [order.number(p) // 10 for p in range(50)]
     assert len(set(shards[:20])) == 2
     assert len(set(shards[20:])) == 3
@@ -139,16 +140,16 @@ class Samples:
 
 
 def test_chunked_order_never_changes_between_versions() -> None:
-    order = Order([10, 10, 10, 10], 0, True, 20, 5)
+    order = Order([10, 10, 10, 10], 0, 20, 5)
     assert [order.number(p) for p in range(12)] == CHUNKED
-    again = Order([10, 10, 10, 10], 0, True, 20, 5, replacement=True)
+    again = Order([10, 10, 10, 10], 0, 20, 5, replacement=True)
     assert [again.number(p) for p in range(12)] == DRAWN
-    both = Mixture([Order([10], mix(0, SOURCE, 0), True, 20), Order([6], mix(0, SOURCE, 1), True, 20)], [3, 1], 0)
+    both = Mixture([Order([10], mix(0, SOURCE, 0), 20), Order([6], mix(0, SOURCE, 1), 20)], [3, 1], 0)
     assert [both.number(p) for p in range(12)] == MIXED
 
 
 def test_chunks_share_a_window() -> None:
-    order = Order([1000] * 10, 3, True, 1000, 20)
+    order = Order([1000] * 10, 3, 1000, 20)
     first = sorted(order.number(p) for p in range(1000))
     runs = Counter(number - turn for turn, number in enumerate(first))
     assert len(runs) > 25, "chunks come from all over the data set"
@@ -171,7 +172,7 @@ def test_default_window_is_as_good_as_a_uniform_shuffle(shards: int) -> None:
 
 def test_quality_tells_a_bad_shuffle() -> None:
     data = Samples([10_000] * 100, [100])
-    whole, none = (Order(data.counts, 1, shuffle, 50_000, 0) for shuffle in (True, False))
+    whole, none = (Order(data.counts, 1, window, 0) for window in (50_000, 0))
     assert 15 < quality(whole, data, 4096).same_shard / 0.01 < 25, "five shards at a time"
     assert quality(none, data, 4096).same_shard > 0.9
     assert "20." in str(quality(whole, data, 4096)) or "19." in str(quality(whole, data, 4096))
@@ -187,7 +188,7 @@ def test_unequal_shards_allow_wider_chunks() -> None:
 @given(weights=st.lists(st.integers(1, 999).map(lambda n: n / 100), min_size=1, max_size=8))
 @settings(max_examples=50, deadline=None)
 def test_every_stretch_holds_the_exact_shares(weights: list[float]) -> None:
-    mixture = Mixture([Order([50], n, True, 10) for n in range(len(weights))], weights, 0)
+    mixture = Mixture([Order([50], n, 10) for n in range(len(weights))], weights, 0)
     period, had = sum(mixture.shares), [0] * len(weights)
     positions = range(min(period, 3000))
     for position in positions:
@@ -212,7 +213,7 @@ def test_shares_are_as_written() -> None:
 
 
 def test_many_small_sources_do_not_clump() -> None:
-    mixture = Mixture([Order([50], n, True, 10) for n in range(101)], [0.5] + [0.005] * 100, 0)
+    mixture = Mixture([Order([50], n, 10) for n in range(101)], [0.5] + [0.005] * 100, 0)
     large = [mixture.number(position) < 50 for position in range(400)]
     for length in (2, 10, 100):
         counts = {sum(large[at : at + length]) for at in range(400 - length)}
@@ -235,17 +236,15 @@ def test_sources_go_through_epochs_of_their_own() -> None:
 
 
 def test_with_replacement_stays_in_the_window() -> None:
-    order = Order([100] * 20, 0, True, 500, 0, replacement=True)
+    order = Order([100] * 20, 0, 500, 0, replacement=True)
     for start in range(0, 2000, 500):
         window = [order.number(p) for p in range(start, start + 500)]
         assert len({number // 100 for number in window}) == 5
         assert 290 < len(set(window)) < 340, "about 1 - 1/e of the window's samples"
-    unshuffled = Order([1000], 0, False, 100, 0, replacement=True)
-    assert {unshuffled.number(p) // 100 for p in range(100)} == {0}
 
 
 def test_replacements_come_from_the_window_first() -> None:
-    order = Order([100] * 50, 0, True, 500, 0)
+    order = Order([100] * 50, 0, 500, 0)
     window = {order.number(p) // 100 for p in range(500)}
     near = {order.replacement(p, attempt) // 100 for p in range(100) for attempt in range(1, 9)}
     far = {order.replacement(p, attempt) // 100 for p in range(100) for attempt in range(9, 17)}
