@@ -100,18 +100,12 @@ class Model:
     """Start of the learned bias; default: the objective's, or the checkpoint's."""
     logit_scale_max: float | None = None
     """Ceiling of the learned scale; default: the objective's, or a loaded checkpoint's value where that is larger."""
-    lock_image: bool = False
-    """Freeze the image tower (LiT)."""
-    lock_image_unlocked_groups: int = 0
-    """Leave this many last layer groups of a locked image tower trainable."""
-    lock_image_norms: bool = True
-    """Freeze the normalisation layers (and their running statistics) of a locked image tower too."""
-    lock_text: bool = False
-    """Freeze the text tower."""
-    lock_text_unlocked_layers: int = 0
-    """Leave this many last layers of a locked text tower trainable."""
-    lock_text_norms: bool = True
-    """Freeze the normalisation layers of a locked text tower too."""
+    lock_image: int | None = None
+    """Freeze the image tower but this many last layer groups; 0: all of it (LiT); none: train it."""
+    lock_text: int | None = None
+    """Freeze the text tower but this many last layers; 0: all of it; none: train it."""
+    lock_norms: bool = True
+    """Freeze the normalisation layers (and their running statistics) of locked towers too."""
     grad_checkpointing: bool = free(False)
     """Recompute the towers' activations in the backward pass: less memory, about a third more time."""
 
@@ -225,10 +219,8 @@ class Log:
     """Write metrics each time this many optimizer steps are done."""
     batch_digest: bool = free(False)
     """Log a hash of every global batch's sample keys, pixels and tokens."""
-    wandb: bool = free(False)
-    """Send metrics to Weights & Biases (offline without a login)."""
-    wandb_project: str = free("pretrain")
-    """Its project."""
+    wandb: str | None = free(None)
+    """Project of Weights & Biases that metrics are sent to (offline without a login); none: they are not."""
     tensorboard: bool = free(False)
     """Write TensorBoard event files into the run folder."""
     progress: bool = free(True)

@@ -119,7 +119,7 @@ def data_numbers(data: Data) -> Rules:
 
 
 def model(model: Model) -> Rules:
-    groups, layers = model.lock_image_unlocked_groups, model.lock_text_unlocked_layers
+    groups, layers = model.lock_image, model.lock_text
     return [
         (
             model.logit_scale is not None and model.logit_scale <= 0,
@@ -129,16 +129,11 @@ def model(model: Model) -> Rules:
             model.logit_scale_max is not None and model.logit_scale_max <= 0,
             f"model.logit_scale_max {model.logit_scale_max} must be positive",
         ),
-        (groups < 0, f"model.lock_image_unlocked_groups {groups} must not be negative"),
-        (layers < 0, f"model.lock_text_unlocked_layers {layers} must not be negative"),
+        (groups is not None and groups < 0, f"model.lock_image {groups} must not be negative: 0 locks the whole tower"),
+        (layers is not None and layers < 0, f"model.lock_text {layers} must not be negative: 0 locks the whole tower"),
         (
-            groups > 0 and not model.lock_image,
-            f"model.lock_image_unlocked_groups {groups} needs model.lock_image: true",
-        ),
-        (layers > 0 and not model.lock_text, f"model.lock_text_unlocked_layers {layers} needs model.lock_text: true"),
-        (
-            model.lock_image and model.lock_text and groups + layers == 0,
-            "model.lock_image and model.lock_text leave nothing to train: unlock one, or some of its last layers",
+            groups == layers == 0,
+            "model.lock_image 0 and model.lock_text 0 leave nothing to train: unlock one, or some of its last layers",
         ),
     ]
 
@@ -301,6 +296,10 @@ def whole(run: Run) -> Rules:
         ),
         (run.seed < 0, f"seed {run.seed} must not be negative"),
         (run.log.every_steps < 1, f"log.every_steps {run.log.every_steps} must be at least 1"),
+        (
+            run.log.wandb is not None and run.log.wandb.lower() in ("", "true", "false"),
+            f"log.wandb {run.log.wandb!r} must be the name of a project; none sends nothing",
+        ),
         (
             not run.name or "/" in run.name or run.name in (".", ".."),
             f"name {run.name!r} must be a plain folder name; `folder` says where it is made",

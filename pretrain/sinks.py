@@ -144,7 +144,7 @@ def open_sinks(run: Run, world: World, total_samples: int, step: int = 0, sample
         lambda: Console(total_samples, run.train.global_batch, samples, run.log.progress)
     ]
     makers += [lambda: TensorBoard(run.path / "tensorboard", samples)] if run.log.tensorboard else []
-    makers += [lambda: Wandb(run)] if run.log.wandb else []
+    makers += [lambda: Wandb(run)] if run.log.wandb is not None else []
     return Sinks(files, [sink for make in makers if (sink := _made(make)) is not None])
 
 

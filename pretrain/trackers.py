@@ -125,7 +125,7 @@ def _start(run: Run, close_s: float, tell: Callable[[str], None]) -> Any:
     limits = {"console": "off", "init_timeout": 60, "finish_timeout": close_s, "quiet": True}
     known = getattr(wandb.Settings, "model_fields", {})
     options: dict[str, Any] = {
-        "project": run.log.wandb_project,
+        "project": run.log.wandb,
         "name": run.name,
         "id": _identity(run.path / "wandb_id"),
         "resume": "allow",

@@ -47,11 +47,9 @@ def test_numbers_that_yaml_reads_as_text(tmp_path: Path) -> None:
 
 
 def test_truth_and_absence_as_people_write_them(tmp_path: Path) -> None:
-    path = write(tmp_path, MINIMAL | {"log": {"wandb": True}, "checkpoint": {"every_minutes": None}})
-    run = runfile.load(
-        path, ["--data.flip", "true", "--log.wandb=false", "--optim.clip-norm", "none", "--name", "none"]
-    )
-    assert (run.data.flip, run.log.wandb, run.optim.clip_norm, run.name) == (True, False, None, "none")
+    path = write(tmp_path, MINIMAL | {"log": {"wandb": "pairs"}, "checkpoint": {"every_minutes": None}})
+    run = runfile.load(path, ["--data.flip", "true", "--log.wandb=none", "--optim.clip-norm", "none", "--name", "none"])
+    assert (run.data.flip, run.log.wandb, run.optim.clip_norm, run.name) == (True, None, None, "none")
     assert run.checkpoint.every_minutes is None
 
 
@@ -108,7 +106,11 @@ MISTAKES = {
     "an infinite rate": ({}, ["--optim.lr", "inf"], "optim.lr inf", "finite"),
     "an unknown engine": ({"engine": "dpp"}, [], "'dpp'", "ddp"),
     "an unknown exchange": ({}, ["--exchange", "rong"], "'rong'", "gather"),
-    "nothing to train": ({"model": {"lock_image": True, "lock_text": True}}, [], "model.lock_image", "unlock"),
+    "nothing to train": ({"model": {"lock_image": 0, "lock_text": 0}}, [], "model.lock_image", "unlock"),
+    "a lock below 0": ({"model": {"lock_text": -1}}, [], "model.lock_text -1", "0 locks the whole"),
+    "a lock that is no number": ({"model": {"lock_image": True}}, [], "--model.lock-image", "'True'"),
+    "a knob of old": ({"model": {"lock_text_norms": True}}, [], "model.lock_text_norms is not a knob", "did you mean"),
+    "a tracker without a project": ({"log": {"wandb": True}}, [], "log.wandb 'True'", "name of a project"),
     "a path as a name": ({"name": "a/b"}, [], "'a/b'", "folder"),
 }
 

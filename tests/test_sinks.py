@@ -111,7 +111,7 @@ def test_truncating_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_only_rank_0_writes(tmp_path: Path) -> None:
-    run = a_run(tmp_path, tensorboard=True, wandb=True)
+    run = a_run(tmp_path, tensorboard=True, wandb="pairs")
     with open_sinks(run, OTHER, 320) as sinks:
         sinks.write(record(1))
         sinks.track({"top1": 0.5}, 32)

@@ -110,7 +110,7 @@ def test_locked_tower_trains_the_other_through_the_cached_step() -> None:
     chosen = [objectives.find("clip")(objectives.find("clip").Options())]
     found = []
     for size in (None, 4):
-        model = build(config.Model(name="debug-tiny", lock_image=True), chosen, seed=1, device=CPU).double().train()
+        model = build(config.Model(name="debug-tiny", lock_image=0), chosen, seed=1, device=CPU).double().train()
         engine, batch = engine_of(model, world), batch_of(model, 12)
         if size is None:
             step.plain_step(engine, chosen, columns, batch)

@@ -29,7 +29,9 @@ RECORD = {
 
 def a_run(folder: Path) -> Run:
     train = Train(samples=320, global_batch=32)
-    return Run(name="mine", folder=str(folder), data=Data(train=("synthetic:1024",)), train=train, log=Log(wandb=True))
+    return Run(
+        name="mine", folder=str(folder), data=Data(train=("synthetic:1024",)), train=train, log=Log(wandb="pairs")
+    )
 
 
 class FakeRun:
@@ -97,6 +99,7 @@ def test_the_same_numbers_by_samples_and_one_identity(monkeypatch: pytest.Monkey
     assert fake.metrics == {"samples": None, "*": "samples"}
     assert fake.finished == 2
     first, second = fake.inits
+    assert first["project"] == "pairs"
     assert first["id"] == second["id"] == (tmp_path / "mine/wandb_id").read_text().strip()
     assert first["mode"] == "offline"
     assert first["resume"] == "allow"

@@ -37,18 +37,18 @@ def apply(towers: Towers, model: config.Model) -> Frozen:
 
     Args:
         towers: open_clip's CLIP or CustomTextCLIP.
-        model: the knobs lock_image*, lock_text*.
+        model: the knobs lock_image, lock_text, lock_norms.
 
     Raises:
         UserError: the tower has no layers to leave unlocked, or fewer than asked.
     """
     frozen: set[str] = set()
-    if model.lock_image:
-        groups = _kept(image_groups(towers), model.lock_image_unlocked_groups, "model.lock_image_unlocked_groups")
-        frozen |= _freeze(towers, groups, model.lock_image_norms)
-    if model.lock_text:
-        groups = _kept(text_groups(towers), model.lock_text_unlocked_layers, "model.lock_text_unlocked_layers")
-        frozen |= _freeze(towers, groups, model.lock_text_norms)
+    if model.lock_image is not None:
+        groups = _kept(image_groups(towers), model.lock_image, "model.lock_image")
+        frozen |= _freeze(towers, groups, model.lock_norms)
+    if model.lock_text is not None:
+        groups = _kept(text_groups(towers), model.lock_text, "model.lock_text")
+        frozen |= _freeze(towers, groups, model.lock_norms)
     return Frozen(frozenset(frozen), frozenset(_still(towers, frozen)))
 
 

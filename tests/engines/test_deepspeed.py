@@ -178,7 +178,7 @@ def test_the_gradient_contract(ranks: Any, objective: str, stage: int, tmp_path:
 @pytest.mark.parametrize(
     ("model", "optim"),
     [
-        ({"lock_image": True}, {}),
+        ({"lock_image": 0}, {}),
         ({"grad_checkpointing": True}, {"name": "lion", "lr": 1e-3}),
         ({"logit_scale": 10.0, "logit_scale_max": 10.0001}, {}),
     ],

@@ -27,7 +27,7 @@ training = importlib.util.module_from_spec(_spec)
 sys.modules[_spec.name] = training
 _spec.loader.exec_module(training)
 
-LOCKED = {"lock_image": True, "lock_image_unlocked_groups": 1}
+LOCKED = {"lock_image": 1}
 BF16 = {"precision": "bf16"}
 SPREAD = {"ddp": 1.0, "fsdp2": 0.5}
 
@@ -119,7 +119,7 @@ def test_ranks_that_parameters_do_not_divide_by(ranks: Any) -> None:
         ("fsdp2", {"reshard": False}, {"micro_batch": 3}),
         ("fsdp2", {"offload": True}, {}),
         ("fsdp2", {}, {"model": LOCKED, "micro_batch": 3}),
-        ("fsdp2", {}, {"model": {"lock_text": True}}),
+        ("fsdp2", {}, {"model": {"lock_text": 0}}),
         ("fsdp2", {}, {"model": {"grad_checkpointing": True}, "micro_batch": 3}),
         ("fsdp2", {}, {"optim": {"name": "stable_adamw"}}),
         ("fsdp2", {}, {"optim": {"name": "lamb"}}),

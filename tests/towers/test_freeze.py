@@ -75,9 +75,7 @@ def test_d16_a_native_text_tower_locks_with_and_without_norms(
     tmp_path: Path, towers: dict[str, Any], frozen_norms: bool
 ) -> None:
     """open_clip ends with an assertion unless the norms are frozen too."""
-    encoder = build(
-        tmp_path / f"d16-{'custom_text' in towers}.json", towers, lock_text=True, lock_text_norms=frozen_norms
-    )
+    encoder = build(tmp_path / f"d16-{'custom_text' in towers}.json", towers, lock_text=0, lock_norms=frozen_norms)
     moved = step(encoder)
     text = {name for name in encoder.towers.state_dict() if encoder.tower_of(name) == "text"}
     expected = set() if frozen_norms else text & norms(encoder)
@@ -88,8 +86,8 @@ def test_d16_a_native_text_tower_locks_with_and_without_norms(
 
 @pytest.mark.parametrize("unlocked", [0, 1, 2, 3, 4])
 def test_native_groups_are_open_clips(tmp_path: Path, unlocked: int) -> None:
-    knobs = {"lock_image": True, "lock_image_unlocked_groups": unlocked}
-    knobs |= {"lock_text": True, "lock_text_unlocked_layers": unlocked}
+    knobs = {"lock_image": unlocked}
+    knobs |= {"lock_text": unlocked}
     ours = build(tmp_path / "same-groups.json", TINY, **knobs)
     theirs = build(tmp_path / "same-groups.json", TINY)
     theirs.towers.lock_image_tower(unlocked)
@@ -99,12 +97,12 @@ def test_native_groups_are_open_clips(tmp_path: Path, unlocked: int) -> None:
 
 
 def test_more_groups_than_there_are_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model.lock_image_unlocked_groups 9 exceeds the 4 groups"):
-        build(tmp_path / "too-many.json", TINY, lock_image=True, lock_image_unlocked_groups=9)
+    with pytest.raises(UserError, match=r"model.lock_image 9 exceeds the 4 groups"):
+        build(tmp_path / "too-many.json", TINY, lock_image=9)
 
 
 def test_frozen_batch_norms_stand_still(tmp_path: Path) -> None:
-    encoder = build(tmp_path / "resnet-still.json", RESNET, lock_image=True)
+    encoder = build(tmp_path / "resnet-still.json", RESNET, lock_image=0)
     assert not any(name.startswith("visual.") for name in step(encoder))
     assert encoder.training
     assert not encoder.towers.visual.bn1.training
@@ -112,7 +110,7 @@ def test_frozen_batch_norms_stand_still(tmp_path: Path) -> None:
 
 
 def test_unfrozen_batch_norms_move_in_a_locked_resnet(tmp_path: Path) -> None:
-    encoder = build(tmp_path / "resnet-moving.json", RESNET, lock_image=True, lock_image_norms=False)
+    encoder = build(tmp_path / "resnet-moving.json", RESNET, lock_image=0, lock_norms=False)
     moved = {name for name in step(encoder) if name.startswith("visual.")}
     assert "visual.bn1.running_mean" in moved
     assert "visual.bn1.weight" in moved
@@ -120,14 +118,14 @@ def test_unfrozen_batch_norms_move_in_a_locked_resnet(tmp_path: Path) -> None:
 
 
 def test_resnet_groups(tmp_path: Path) -> None:
-    encoder = build(tmp_path / "resnet-groups.json", RESNET, lock_image=True, lock_image_unlocked_groups=2)
+    encoder = build(tmp_path / "resnet-groups.json", RESNET, lock_image=2)
     moved = {name.split(".")[1] for name in step(encoder) if name.startswith("visual.")}
     assert moved == {"layer4", "attnpool"}
 
 
 @pytest.mark.parametrize("unlocked", [0, 2])
 def test_timm_towers_lock_but_for_their_projection(tmp_path: Path, unlocked: int) -> None:
-    knobs = {"lock_image": True, "lock_image_unlocked_groups": unlocked}
+    knobs = {"lock_image": unlocked}
     encoder = build(tmp_path / "timm-lock.json", TIMM, **knobs)
     image = {name for name in trainable(encoder) if name.startswith("visual.")}
     last = {name for name in image if name.startswith(("visual.trunk.blocks.10.", "visual.trunk.blocks.11."))}
@@ -137,7 +135,7 @@ def test_timm_towers_lock_but_for_their_projection(tmp_path: Path, unlocked: int
 
 
 def test_timm_norms_stay_trainable_where_asked(tmp_path: Path) -> None:
-    encoder = build(tmp_path / "timm-norms.json", TIMM, lock_image=True, lock_image_norms=False)
+    encoder = build(tmp_path / "timm-norms.json", TIMM, lock_image=0, lock_norms=False)
     image = {name for name in trainable(encoder) if name.startswith("visual.trunk.")}
     assert image == {name for name in norms(encoder) if name.startswith("visual.trunk.")}
     assert "visual.trunk.blocks.0.norm1.weight" in image
@@ -147,14 +145,14 @@ def test_timm_norms_stay_trainable_where_asked(tmp_path: Path) -> None:
 def test_hugging_face_towers_lock_but_for_their_projection(
     tmp_path: Path, roberta: dict[str, Any], unlocked: int, layers: set[str]
 ) -> None:
-    encoder = build(tmp_path / "roberta-lock.json", roberta, lock_text=True, lock_text_unlocked_layers=unlocked)
+    encoder = build(tmp_path / "roberta-lock.json", roberta, lock_text=unlocked)
     text = {name for name in step(encoder) if name.startswith("text.")}
     assert {name for name in text if ".layer." not in name} == {"text.proj.weight"}
     assert {name.split(".layer.")[1].split(".")[0] for name in text if ".layer." in name} == layers
 
 
 def test_hugging_face_norms_stay_trainable_where_asked(tmp_path: Path, roberta: dict[str, Any]) -> None:
-    encoder = build(tmp_path / "roberta-norms.json", roberta, lock_text=True, lock_text_norms=False)
+    encoder = build(tmp_path / "roberta-norms.json", roberta, lock_text=0, lock_norms=False)
     moved = {name for name in step(encoder) if name.startswith("text.transformer.")}
     assert moved
     assert all("LayerNorm" in name for name in moved)

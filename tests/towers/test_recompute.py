@@ -112,4 +112,4 @@ def test_towers_that_cannot_are_refused(tmp_path: Path, towers: dict[str, Any], 
 def test_a_locked_tower_that_ignores_it_is_refused_too(tmp_path: Path) -> None:
     """open_clip's ResNet takes the call and does nothing."""
     with pytest.raises(UserError, match=r"ModifiedResNet.*does not support it"):
-        build(tmp_path / "refused-locked.json", RESNET, grad_checkpointing=True, lock_image=True)
+        build(tmp_path / "refused-locked.json", RESNET, grad_checkpointing=True, lock_image=0)
