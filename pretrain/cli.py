@@ -10,7 +10,7 @@ from typing import NoReturn
 from pretrain import __version__, errors
 
 VERBS = {
-    "train": "train a dual encoder, or go on where it was: train CONFIG [--section.key value] [--print-config]",
+    "train": "train a dual encoder, or go on where it was: train CONFIG [--section.key value] [--profile A..B]",
     "evaluate": "measure a run, checkpoint or export on held-out shards: evaluate RUN --task zero_shot|retrieval",
     "export": "write the encoders for another library, proven equal: export RUN OUT --to open_clip",
     "pack": "make WebDataset shards: pack folder DIR OUT | table FILE OUT | shards SHARDS OUT | digits OUT",

@@ -65,10 +65,18 @@ class Console:
             f"scale {record['logit_scale']:.2f}",
             f"{record['samples_per_s']:,.0f} samples/s",
             f"data wait {wait:.0%}",
+            *_longest(record["phases_s"]),
             f"left {duration(left)}",
         ]
         parts += [f"skipped {record['skipped']}"] if record["skipped"] else []
         return "  ".join(parts)
+
+
+def _longest(phases_s: Mapping[str, float], count: int = 2) -> list[str]:
+    """The phases that take most of a step, with their shares; nothing where none was timed."""
+    total = sum(phases_s.values())
+    first = sorted(phases_s.items(), key=lambda item: -item[1])[: count if total else 0]
+    return [f"{name} {seconds / total:.0%}" for name, seconds in first]
 
 
 def duration(seconds: float | None) -> str:

@@ -16,15 +16,27 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.data.stages import STAGES, Work, diagnose
+from pretrain.phases import listening
+from pretrain.profiling.timer import STEP, timer
 from pretrain.values import Skip, StepReport
 from pretrain.world import World
 
 KEYS = (
     *("step", "epoch", "samples", "loss", "terms", "lr", "logit_scale", "logit_bias", "grad_norm", "samples_per_s"),
-    *("step_s", "data_wait_s", "exchange_bytes", "peak_memory_bytes", "skipped", "truncated", "batch_digest"),
+    *(
+        "step_s",
+        "data_wait_s",
+        "phases_s",
+        "exchange_bytes",
+        "peak_memory_bytes",
+        "skipped",
+        "truncated",
+        "batch_digest",
+    ),
 )
 """Keys of a record, in order: metrics.jsonl has exactly these. `skipped` counts samples since the run began,
-`truncated` the captions that were cut to the context length since the last record, both over all ranks."""
+`truncated` the captions that were cut to the context length since the last record, both over all ranks; `phases_s` has
+seconds a step of each phase, means over ranks, and `other` is the rest of `step_s`."""
 MAX_WAIT = 0.01
 """Share of a step's time; steps that wait longer for data are told why."""
 QUIET_WINDOWS = 20
@@ -117,7 +129,10 @@ class Loading(Protocol):
 
 
 class Meter:
-    """Makes records of logged steps; every rank keeps one, because losses are means over ranks."""
+    """Makes records of logged steps; every rank keeps one, because losses are means over ranks.
+
+    Within its `with` block it times the phases of this rank.
+    """
 
     def __init__(
         self,
@@ -133,11 +148,20 @@ class Meter:
         """
         self.world = world
         self.clock = Clock(now)
+        self.timer = timer(world.device)
+        self._listening = listening(self.timer)
         self.skipped = skipped
         self._skips: list[Skip] = []
         self._sent = 0
         self._loader, self._worked = loader, Work()
         self._steps, self._quiet, self._said = 0, 0, 0.0
+
+    def __enter__(self) -> Meter:
+        self._listening.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._listening.__exit__(None, None, None)
 
     def step(self, samples: int, skips: Sequence[Skip] = (), waited_s: float = 0.0) -> None:
         """One optimizer step was done.
@@ -195,7 +219,9 @@ class Meter:
         # Until the batches made before the first step are used up, waits say nothing of those that follow.
         if self._loader is not None and first > self._loader.ahead:
             self._tell_wait(self._loader, data_wait_s / speed.step_s, seconds, speed.samples_per_s / self.world.size)
-        return {"samples_per_s": speed.samples_per_s, "step_s": speed.step_s, "data_wait_s": data_wait_s}
+        phases = {name: found.pop(f"phases/{name}") for name in STEP}
+        times = {"samples_per_s": speed.samples_per_s, "step_s": speed.step_s, "data_wait_s": data_wait_s}
+        return times | {"phases_s": phases | {"other": max(0.0, speed.step_s - sum(phases.values()))}}
 
     def take_skips(self) -> list[Skip]:
         """Skips of all ranks since the last call, in sample order; `skipped` now counts them.
@@ -228,7 +254,7 @@ class Meter:
 
     def _means(self, report: StepReport, exchange_bytes: float) -> dict[str, float]:
         """Means over ranks of everything on the device, in one all-reduce and one copy to the host."""
-        work = self._work()
+        work, steps = self._work(), max(self.clock.steps, 1)
         named: dict[str, Tensor | float] = {
             "loss": report.loss,
             "logit_scale": report.logit_scale,
@@ -241,6 +267,7 @@ class Meter:
             "data_wait_s": self.clock.data_wait_s,
             "exchange_bytes": exchange_bytes,
             **{f"work/{name}": float(getattr(work, name)) for name in (*STAGES, "truncated")},
+            **{f"phases/{name}": seconds / steps for name, seconds in self.timer.take().items()},
         }
         device = report.loss.device
         # fp64: a sum of W equal fp32 numbers divided by W is then that number again.

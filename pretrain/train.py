@@ -26,6 +26,8 @@ from pretrain.errors import Stopped, UserError
 from pretrain.metrics import Meter
 from pretrain.model import DualEncoder, build
 from pretrain.phases import phase
+from pretrain.profiling.recorder import Recorder
+from pretrain.profiling.window import Window
 from pretrain.signals import StopRequest
 from pretrain.sinks import Sinks, open_sinks
 from pretrain.values import Batch, Features, StepReport, Terms
@@ -34,8 +36,11 @@ from pretrain.world import World, join
 log = logging.getLogger(__name__)
 
 
-def train(run: Run, stop: StopRequest) -> None:
+def train(run: Run, stop: StopRequest, window: Window | None = None) -> None:
     """Train, or go on training, until the run's samples are seen.
+
+    Args:
+        window: steps of this start to profile.
 
     Raises:
         UserError: the run cannot be; the same one on every rank.
@@ -49,7 +54,8 @@ def train(run: Run, stop: StopRequest) -> None:
             found = checkpoint.newest(run.path, world)
             training = Training(run, world, known=checkpoint.read_facts(found) if found else {})
             snapshot.restore(training, found)
-        training.fit(stop)
+            recorder = Recorder(window, run.path / "profile", world, training.steps_left)
+        training.fit(stop, recorder)
 
 
 class Training:
@@ -73,12 +79,11 @@ class Training:
         self.average = ema.of(self.engine, self.model.towers, run.optim.ema_decay)
         seed.seed_everything(run.seed, world.rank)
 
-    def fit(self, stop: StopRequest) -> None:
+    def fit(self, stop: StopRequest, recorder: Recorder) -> None:
         """Every remaining step."""
         optim.tell(self.run.optim, self.run.train.global_batch)
-        with self.loader() as loader, self.sinks() as sinks:
-            meter = Meter(self.world, self.skipped, loader=loader)
-            for batch, waited_s in self.batches(loader):
+        with self.loader() as loader, self.sinks() as sinks, Meter(self.world, self.skipped, loader=loader) as meter:
+            for batch, waited_s in recorder.over(self.batches(loader), meter.clock.paused):
                 lr = optim.learning_rate(self.run.optim, self.samples, self.total_samples, self.run.train.global_batch)
                 terms, features = self.forward_backward(batch)
                 with phase("optimizer"):
@@ -109,6 +114,11 @@ class Training:
         """Length of the run, in whole steps."""
         asked = self.run.train.samples or math.ceil((self.run.train.epochs or 0) * len(self.source))
         return math.ceil(asked / self.run.train.global_batch) * self.run.train.global_batch
+
+    @property
+    def steps_left(self) -> int:
+        """From here to the end of the run."""
+        return (self.total_samples - self.samples) // self.run.train.global_batch
 
     def tell(self, sinks: Sinks, meter: Meter, batch: Batch, report: StepReport, lr: float) -> None:
         """The record of the step just done, means over ranks, to every sink."""

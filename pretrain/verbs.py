@@ -22,11 +22,13 @@ _AVERAGE: dict[Average, bool | None] = {"auto": None, "yes": True, "no": False}
 
 
 def train(args: list[str]) -> None:
-    """`pretrain train CONFIG [--section.key value] [--print-config]`."""
+    """`pretrain train CONFIG [--section.key value] [--print-config] [--profile A..B]`."""
     from pretrain import runfile
+    from pretrain.profiling import window
     from pretrain.signals import StopRequest
 
     show, args = "--print-config" in args, [arg for arg in args if arg != "--print-config"]
+    steps, args = window.take_from(args)
     named = bool(args) and not args[0].startswith("-")
     with StopRequest() as stop:  # before the slow imports: a signal that comes during them counts too
         run = runfile.load(args[0] if named else None, args[named:])
@@ -35,7 +37,7 @@ def train(args: list[str]) -> None:
             return
         from pretrain.train import train
 
-        train(run, stop)
+        train(run, stop, steps)
 
 
 def evaluate(args: list[str]) -> None:

@@ -33,7 +33,8 @@ def a_run(folder: Path, **log: Any) -> Run:
 def record(step: int, **changes: Any) -> dict[str, Any]:
     values = {"step": step, "epoch": 0.1, "samples": step * 32, "loss": 2.5, "terms": {"clip": 2.5}, "lr": 1e-3}
     values |= {"logit_scale": 14.3, "logit_bias": None, "grad_norm": {"total": 1.0, "image": 0.6, "text": 0.8}}
-    values |= {"samples_per_s": 64.0, "step_s": 0.5, "data_wait_s": 0.1, "exchange_bytes": 0}
+    values |= {"samples_per_s": 64.0, "step_s": 0.5, "data_wait_s": 0.1}
+    values |= {"phases_s": {"data": 0.1, "backward": 0.3, "other": 0.1}, "exchange_bytes": 0}
     values |= {"peak_memory_bytes": 10, "skipped": 0, "truncated": 0, "batch_digest": None} | changes
     assert tuple(values) == KEYS
     return values
@@ -182,7 +183,8 @@ def test_plain_lines_where_nobody_watches() -> None:
     console.write(record(6, loss=float("nan"), skipped=3))
     console.close()
     first, second = stream.getvalue().splitlines()
-    assert first == ("step 5/10  loss 2.5000  lr 1.00e-03  scale 14.30  64 samples/s  data wait 20%  left 00:00:02")
+    numbers = "loss 2.5000  lr 1.00e-03  scale 14.30  64 samples/s  data wait 20%  backward 60%  data 20%"
+    assert first == f"step 5/10  {numbers}  left 00:00:02"
     assert "loss nan" in second
     assert second.endswith("skipped 3")
 
