@@ -106,8 +106,13 @@ class Model:
     """Freeze the text tower but this many last layers; 0: all of it; none: train it."""
     lock_norms: bool = True
     """Freeze the normalisation layers (and their running statistics) of locked towers too."""
-    grad_checkpointing: bool = free(False)
-    """Recompute the towers' activations in the backward pass: less memory, about a third more time."""
+    grad_checkpointing: str = free("off")
+    """Compute activations again in the backward pass: less memory, more time. off, all, every=N (each N-th block), or
+    selective (keep results of matrix products and attention)."""
+    speed: tuple[str, ...] = free(("causal",))
+    """Faster forms of the towers: causal, compile, compile=max-autotune, cuda_graphs, channels_last, short_texts."""
+    patch_dropout: float = 0.0
+    """Share of each image's patches that training leaves out, drawn anew each time (FLIP); evaluation sees all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +215,22 @@ class Checkpoint:
     milestone_steps: int | None = free(None)
     """Checkpoints at multiples of this many steps are never pruned."""
     resume: bool = free(True)
-    """Go on from the run folder's newest good checkpoint; False refuses a folder that holds one."""
+    """Go on from the run's newest good checkpoint; False refuses a run that has one."""
+    to: str | None = free(None)
+    """Folder or fsspec URL (s3://..., gs://...) for checkpoints, in TO/NAME; none: the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    spikes: float | None = 6.0
+    """Leave out a step whose loss or gradient norm exceeds mean + this many standard deviations of the last 128 steps
+    taken; none: only those that are not finite."""
+    patience: int = 10
+    """Steps left out, of the last 128, after which the run goes back to the checkpoint before the first of them."""
+    rewinds: int = free(2)
+    """Times a run may go back so, leaving out the batches from the first of those steps to the last; then it ends."""
+    compare_steps: int | None = free(1000)
+    """Compare a hash of the weights over ranks each time this many steps are done; none: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +276,7 @@ class Run:
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    guard: Guard = field(default_factory=Guard)
     log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:

@@ -18,7 +18,9 @@ from pretrain.compat import Towers, open_clip
 from pretrain.data.images import transforms
 from pretrain.errors import UserError
 from pretrain.phases import phase
-from pretrain.towers import architecture, freeze, recompute, weights
+from pretrain.speed import options as speed
+from pretrain.speed.apply import Ways, apply
+from pretrain.towers import architecture, freeze, patches, recompute, weights
 from pretrain.towers.architecture import Architecture
 from pretrain.towers.head import Head, Wanted, choose
 from pretrain.values import IMAGES, TEXTS, Announce, Features
@@ -33,6 +35,7 @@ class DualEncoder(nn.Module):
         towers: open_clip's CLIP or CustomTextCLIP; the names in its state_dict are open_clip's own.
         architecture: what the towers are, in open_clip's words; `architecture.name` also finds the tokenizer.
         image_spec: the preprocessing that belongs to the towers.
+        ways: how inputs reach the towers.
         max_logit_scale: ceiling of the learned scale, as the factor itself; inf for none.
     """
 
@@ -44,6 +47,7 @@ class DualEncoder(nn.Module):
         self.architecture = described
         self.image_spec = architecture.image_spec(described.preprocess)
         self.precision = arithmetic
+        self.ways = Ways(towers.encode_text)
         self._max_log_scale = math.inf
         self._still: frozenset[str] = frozenset()
 
@@ -88,7 +92,7 @@ class DualEncoder(nn.Module):
     def encode_text(self, texts: Tensor) -> Tensor:
         """Unit-norm features of token ids, [B, L] int64 -> [B, D] fp32."""
         with precision.towers(self.precision, self.towers.logit_scale.device):
-            features = self.towers.encode_text(texts)
+            features = self.ways.encode_text(texts)
         return self._unit_norm(features)
 
     def clamp(self) -> None:
@@ -127,7 +131,8 @@ class DualEncoder(nn.Module):
         weight = self.towers.logit_scale
         narrow = images.is_cuda and self.precision == "bf16" and weight.dtype == torch.float32
         pixels = transforms.normalize(images, self.image_spec, torch.bfloat16 if narrow else torch.float32)
-        return pixels if narrow else pixels.to(weight.dtype)
+        pixels = pixels if narrow else pixels.to(weight.dtype)
+        return pixels.contiguous(memory_format=self.ways.pixels)
 
     def _unit_norm(self, features: Tensor | tuple[Tensor, ...]) -> Tensor:
         # Towers built with output_tokens return (pooled, tokens).
@@ -173,18 +178,20 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = origin is None and known is None
-        towers = _shapes(described, has_bias) if device.type == "meta" else _towers(described, has_bias, fresh)
+        trained = replace(described, towers=patches.dropped(described.towers, model.patch_dropout))
+        towers = _shapes(trained, has_bias) if device.type == "meta" else _towers(trained, has_bias, fresh)
+    patches.refuse_missing(towers, model)
     loaded = weights.load(towers, origin, model.name) if origin else None
     encoder = DualEncoder(towers, described, model.precision)
     head = choose(model, wanted, loaded)
     encoder._start_head(head if known is None else replace(head, max_log_scale=known["max_log_scale"] or math.inf))
     encoder._lock(model)
-    if model.grad_checkpointing:
-        recompute.enable(towers)
+    recompute.enable(towers, speed.read_checkpointing(model.grad_checkpointing) or speed.Checkpointing())
+    encoder.ways = apply(towers, speed.read(model.speed), device)
     return encoder.to(device)
 
 
-def restore(folder: Path, average: bool, device: torch.device) -> DualEncoder:
+def restore(folder: checkpoint.Folder, average: bool, device: torch.device) -> DualEncoder:
     """The dual encoder of a checkpoint, in evaluation mode.
 
     Args:

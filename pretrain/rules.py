@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.data.images import augmentations
 from pretrain.data.texts import edits
+from pretrain.guard import limits
+from pretrain.speed import options
 
 if TYPE_CHECKING:
     from pretrain.config import Checkpoint, Data, Loss, Model, Optim, Parallel, Run, Train
@@ -290,6 +292,8 @@ def checkpoint(save: Checkpoint) -> Rules:
 def whole(run: Run) -> Rules:
     warmup, decay, samples = run.optim.warmup_samples, run.optim.decay_samples, run.train.samples
     return [
+        *((True, problem) for problem in options.problems(run.model, run.engine)),
+        *((True, problem) for problem in limits.problems(run.guard)),
         (
             samples is not None and warmup + decay > samples,
             f"optim.warmup_samples {warmup} + optim.decay_samples {decay} exceed train.samples {samples}",

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "pretrain.phases": [],
     "pretrain.named": ["pretrain.errors"],
     "pretrain.config": ["pretrain", "pretrain.errors", "pretrain.rules"],
-    "pretrain.rules": ["pretrain.config", "pretrain.data.images.augmentations", "pretrain.data.texts.edits"],
+    "pretrain.rules": ["pretrain.config", "pretrain.data.images.augmentations", "pretrain.data.texts.edits",
+                       "pretrain.speed.options"],
     "pretrain.flags": ["pretrain.errors"],
     "pretrain.runfile": ["pretrain", "pretrain.config", "pretrain.errors", "pretrain.flags", "pretrain.named",
                          "pretrain.objectives"],
@@ -44,7 +45,7 @@ MAY_IMPORT = {
     "pretrain.engines": ["pretrain.config", "pretrain.engines.base", "pretrain.model", "pretrain.named",
                          "pretrain.world"],
     "pretrain.engines.*": ["pretrain.config", "pretrain.engines.*", "pretrain.errors", "pretrain.model",
-                           "pretrain.optim", "pretrain.values", "pretrain.world"],
+                           "pretrain.optim", "pretrain.towers.blocks", "pretrain.values", "pretrain.world"],
     "pretrain.kernels.*": ["pretrain.kernels.*"],
     "pretrain.launch.*": ["pretrain.config", "pretrain.errors", "pretrain.launch.*"],
     "pretrain.plan.*": ["pretrain.config", "pretrain.errors", "pretrain.plan.*"],
@@ -69,7 +70,8 @@ THIRD_PARTY = {  # package -> the only modules that may import it, because it is
 }
 NO_TORCH = ["pretrain", "pretrain.__main__", "pretrain.cli", "pretrain.config", "pretrain.data.images.augmentations",
             "pretrain.data.texts.edits", "pretrain.errors", "pretrain.flags", "pretrain.named", "pretrain.rules",
-            "pretrain.runfile", "pretrain.show", "pretrain.verbs", "pretrain.verbs_data",
+            "pretrain.runfile", "pretrain.show", "pretrain.speed", "pretrain.speed.options", "pretrain.verbs",
+            "pretrain.verbs_data",
             "pretrain.launch.*", "pretrain.plan.*"]  # fmt: skip
 COLLECTIVES = ["pretrain.exchange.*", "pretrain.engines.*", "pretrain.world", "pretrain.losses", "benchmarks.*"]
 
@@ -217,7 +219,7 @@ def test_every_section_attribute_is_a_documented_knob() -> None:
             continue
         for n in fields:
             target, kind = ast.unparse(body[n].target), ast.unparse(body[n].annotation)  # type: ignore[attr-defined]
-            is_section = kind in ("Data", "Model", "Loss", "Parallel", "Optim", "Train", "Checkpoint", "Log")
+            is_section = kind in ("Data", "Model", "Loss", "Parallel", "Optim", "Train", "Checkpoint", "Guard", "Log")
             documented = n + 1 < len(body) and isinstance(body[n + 1], ast.Expr)
             assert is_section or documented, f"{section.name}.{target} has no doc line"
             knobs += not is_section

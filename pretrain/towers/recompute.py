@@ -1,65 +1,78 @@
-"""Gradient checkpointing of the towers, or a clear refusal: never a flag that a tower quietly ignores."""
+"""Gradient checkpointing of the towers' blocks, or a clear refusal: never a knob that a tower quietly ignores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from pretrain.compat import Towers
 from pretrain.errors import UserError
+from pretrain.speed.options import Checkpointing
+from pretrain.towers import blocks
+from pretrain.towers.forward import replace_forward
 
-_FLAGS = ("grad_checkpointing", "gradient_checkpointing")
-"""What open_clip and timm, and transformers, call the switch inside their towers."""
+_DEAR = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_scaled_dot_product_flash_attention",
+         "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention",
+         "_scaled_dot_product_cudnn_attention")  # fmt: skip
+"""Operators whose results `selective` keeps: most of the time, little of the memory."""
+DEAR = frozenset(getattr(torch.ops.aten, name).default for name in _DEAR if hasattr(torch.ops.aten, name))
 
 
-def enable(towers: Towers) -> None:
-    """Recompute the activations of both towers' layers in the backward pass.
+def enable(towers: Towers, how: Checkpointing) -> None:
+    """Compute activations of both towers' blocks again in the backward pass.
 
     Args:
-        towers: open_clip's CLIP or CustomTextCLIP, locked already where the config locks it.
+        towers: open_clip's CLIP or CustomTextCLIP, locked already where the config locks it, not compiled yet.
+        how: which blocks, and what of them is kept. Source: Chen et al. 2016 (arXiv:1604.06174).
 
     Raises:
-        UserError: a tower cannot do it, or has batch norms that a second forward would update twice.
+        UserError: a tower has no repeated blocks, or batch norms that a second forward would update twice.
     """
-    _switch("image", towers.visual, _image_switch(towers.visual))
-    text: Any = getattr(towers, "text", towers)
-    _switch("text", text.transformer, _text_switch(text))
+    for tower, roots in blocks.parts(towers).items() if how.every else ():
+        found = [block for root in roots for block in blocks.blocks(root)]
+        _refuse(tower, _kind(towers, tower), roots, found)
+        for block in found[:: how.every]:
+            replace_forward(block, _recomputed(block.forward, how.selective))
 
 
-def _image_switch(visual: Any) -> Callable[[], object]:
-    # open_clip's timm adapter turns a failure into a log line; asking the trunk itself keeps it a failure.
-    tower = getattr(visual, "trunk", visual)
-    return lambda: tower.set_grad_checkpointing(True)
+def _recomputed(forward: Callable[..., Any], selective: bool) -> Callable[..., Any]:
+    kept: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if selective else {}
+
+    @wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kept, **kwargs)
+
+    return call
 
 
-def _text_switch(text: Any) -> Callable[[], object]:
-    transformer = text.transformer
-    # transformers 5 renames it. The reentrant kind loses all gradients where the embeddings below it are frozen.
-    for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
-        if hasattr(transformer, name):
-            return partial(getattr(transformer, name), {"use_reentrant": False})
-    return lambda: setattr(transformer, "grad_checkpointing", True)
+def _policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in DEAR else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _switch(name: str, tower: nn.Module, switch: Callable[[], object]) -> None:
-    kind = type(getattr(tower, "trunk", tower)).__name__
-    refusal = (
-        f"model.grad_checkpointing: the {name} tower ({kind}) does not support it; turn it off or take another model"
-    )
-    if any(getattr(module, "running_mean", None) is not None and _trains(module) for module in tower.modules()):
+def _refuse(tower: str, kind: str, roots: list[nn.Module], found: list[nn.Module]) -> None:
+    modules = [module for root in roots for module in root.modules()]
+    if any(getattr(module, "running_mean", None) is not None and _trains(module) for module in modules):
         raise UserError(
-            f"model.grad_checkpointing: the {name} tower ({kind}) has batch norms, whose running statistics a "
+            f"model.grad_checkpointing: the {tower} tower ({kind}) has batch norms, whose running statistics a "
             f"recomputed forward would update twice; turn it off, lock the tower, or take another model"
         )
-    try:
-        switch()
-    except (AttributeError, AssertionError, NotImplementedError, ValueError) as error:
-        raise UserError(refusal) from error
-    if not any(getattr(module, flag, False) is True for module in tower.modules() for flag in _FLAGS):
-        raise UserError(refusal)
+    if not found:
+        raise UserError(
+            f"model.grad_checkpointing: the {tower} tower ({kind}) has no repeated blocks to compute again; turn it "
+            f"off or take another model"
+        )
+
+
+def _kind(towers: Towers, tower: str) -> str:
+    module = towers.visual if tower == "image" else getattr(towers, "text", towers)
+    return type(getattr(module, "trunk", module)).__name__
 
 
 def _trains(module: nn.Module) -> bool:

@@ -179,7 +179,7 @@ def test_the_gradient_contract(ranks: Any, objective: str, stage: int, tmp_path:
     ("model", "optim"),
     [
         ({"lock_image": 0}, {}),
-        ({"grad_checkpointing": True}, {"name": "lion", "lr": 1e-3}),
+        ({"grad_checkpointing": "all"}, {"name": "lion", "lr": 1e-3}),
         ({"logit_scale": 10.0, "logit_scale_max": 10.0001}, {}),
     ],
     ids=["locked", "recomputed, lion", "at the ceiling"],
@@ -215,7 +215,7 @@ def towers(folder: Path, kind: str) -> str:
 @pytest.mark.parametrize("kind", ["test_vit", "test_convnext"])
 @pytest.mark.parametrize("stage", [2, 3])
 def test_towers_of_timm_and_hugging_face(ranks: Any, kind: str, stage: int, tmp_path: Path) -> None:
-    model = {"name": towers(tmp_path, kind), "grad_checkpointing": kind == "test_vit"}
+    model = {"name": towers(tmp_path, kind), "grad_checkpointing": "all" if kind == "test_vit" else "off"}
     case = Case(model=model, micro_batch=4, steps=3, optim={"lr": 1e-3})
     parallel = {"zero_stage": stage, "deepspeed": split_all(tmp_path)}
     found, wanted = on_ranks(ranks, 2, replace(case, engine="deepspeed", parallel=parallel)), train(case)

@@ -1,0 +1,34 @@
+"""Patch dropout: training sees a random part of each image's patches. Source: Li et al. 2022, FLIP (arXiv:2212.00794).
+
+It belongs to a run and not to the architecture: checkpoints and exports describe towers without it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pretrain import config
+from pretrain.compat import Towers
+from pretrain.errors import UserError
+
+
+def dropped(towers: dict[str, Any], share: float) -> dict[str, Any]:
+    """open_clip's model_cfg with so large a share of the patches dropped; 0 leaves what it says."""
+    return {**towers, "vision_cfg": towers["vision_cfg"] | {"patch_dropout": share}} if share else towers
+
+
+def refuse_missing(towers: Towers, model: config.Model) -> None:
+    """UserError where patches are to be dropped and the image tower, as built, drops none."""
+    if not model.patch_dropout or any(_drops(module) for module in towers.visual.modules()):
+        return
+    kind = type(getattr(towers.visual, "trunk", towers.visual)).__name__
+    raise UserError(
+        f"model.patch_dropout {model.patch_dropout}: the image tower ({kind}) of model.name {model.name} has no "
+        "patches to drop; set it to 0"
+    )
+
+
+def _drops(module: nn.Module) -> bool:
+    return type(module).__name__.startswith("PatchDropout") and float(getattr(module, "prob", 0.0)) > 0
