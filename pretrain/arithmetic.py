@@ -58,5 +58,4 @@ def own_group(world: World) -> dist.ProcessGroup:
     eager: dict[str, Any] = {}
     if world.device.type == "cuda" and "device_id" in inspect.signature(dist.new_group).parameters:
         eager["device_id"] = world.device
-    group: dist.ProcessGroup = dist.new_group(**eager)
-    return group
+    return world.new_group(**eager)

@@ -1,8 +1,9 @@
-"""Where a model's first weights come from: an open_clip tag, a file, an exported folder, or a run of our own."""
+"""Where a model's first weights come from: an open_clip tag, a file, an exported or transformers' folder, or a run."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,9 @@ from torch import Tensor
 from pretrain import checkpoint, config
 from pretrain.compat import Towers, open_clip
 from pretrain.errors import UserError
-from pretrain.towers import architecture
+from pretrain.towers import architecture, foreign, renames
+
+log = logging.getLogger(__name__)
 
 PICKLED, SAFE = (".pt", ".pth", ".bin", ".ckpt"), (".safetensors",)
 _PREFIXES = ("module.", "_orig_mod.", "towers.")
@@ -35,6 +38,8 @@ class Origin:
     """open_clip's preprocess_cfg as far as known; never the size, which is the model's."""
     quick_gelu: bool | None = None
     """Which activation the weights were trained with, where that is known."""
+    computes: dict[str, Any] = field(default_factory=dict)
+    """What else the weights were trained with that no shape shows; see `foreign.computes`."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ def load(towers: Towers, found: Origin, name: str) -> Head:
     expected = {key: value for key, value in towers.state_dict().items() if key not in _HEAD}
     if problems := _problems(expected, tensors):
         raise UserError(f"model.pretrained {found.where} does not fit model.name {name}: {problems}")
+    _refuse_other_arithmetic(towers, found, name)
     towers.load_state_dict(tensors, strict=False)
     return Head(None if scale is None else float(scale), None if bias is None else float(bias))
 
@@ -118,6 +124,8 @@ def _find(model: config.Model, where: str) -> Origin:
         return Origin(where, lambda: _read_file(_download(tag, where)), _without_size(tag), bool(tag.get("quick_gelu")))
     if (path / "open_clip_config.json").is_file():
         return _exported(path, where)
+    if (path / "config.json").is_file():
+        return _of_transformers(path, where)
     if path.is_dir():
         return _own_run(path, where)
     if path.suffix in SAFE + PICKLED:
@@ -134,6 +142,32 @@ def _exported(path: Path, where: str) -> Origin:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"model.pretrained {where}: open_clip_config.json is damaged ({error})") from None
     return Origin(where, lambda: _read_file(path / "open_clip_model.safetensors"), preprocess, quick_gelu)
+
+
+def _of_transformers(path: Path, where: str) -> Origin:
+    saved = foreign.read(path, where)
+
+    def tensors() -> Mapping[str, Any]:
+        return renames.renamed(
+            saved.kind, {key: item for file in saved.files for key, item in _read_file(file).items()}
+        )
+
+    return Origin(where, tensors, saved.preprocess, saved.quick_gelu, saved.computes)
+
+
+def _refuse_other_arithmetic(towers: Towers, found: Origin, name: str) -> None:
+    """Refuse weights that fit by their shapes but were trained with other heads, masks, norms or pooling."""
+    own = foreign.computes(towers) if found.computes else {}
+    other = [f"{key} {value}, here {own[key]}" for key, value in found.computes.items() if own[key] != value]
+    # Published SigLIP weights, trained with tanh's approximation, run in open_clip with the exact GELU (5e-4 apart).
+    near = [item for item in other if "activation GELU" in item]
+    if len(other) > len(near):
+        wrong = "; ".join(item for item in other if item not in near)
+        raise UserError(
+            f"model.pretrained {found.where} does not fit model.name {name}: {wrong}; take the matching model"
+        )
+    if near:
+        log.warning("model.pretrained %s: %s", found.where, "; ".join(near))
 
 
 def _own_run(path: Path, where: str) -> Origin:
