@@ -6,7 +6,7 @@ export PIP_CONSTRAINT :=
 export OMP_NUM_THREADS ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: demo test check lint bench gpu golden clean
+.PHONY: demo test check lint bench drill gpu golden clean
 
 demo: $(VENV)/ready          ## pack digits, train on two ranks, kill one, go on, evaluate, export, verify
 	$(BIN)/python -m benchmarks.demo
@@ -29,6 +29,9 @@ bench: $(VENV)/ready         ## the figures the README quotes that need no GPU
 	$(BIN)/python -m benchmarks.data --memory 1000000
 	$(BIN)/python -m benchmarks.overlap
 	$(BIN)/python -m benchmarks.pictures
+
+drill: $(VENV)/ready         ## every fault on a run of its own: kills, signals, disks, damage; minutes
+	$(BIN)/pretrain drill
 
 gpu:                         ## tests and benchmarks that need a GPU, in one go
 	bash benchmarks/gpu.sh

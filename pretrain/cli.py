@@ -15,8 +15,14 @@ VERBS = {
     "export": "write the encoders for another library, proven equal: export RUN OUT --to open_clip",
     "pack": "make WebDataset shards: pack folder DIR OUT | table FILE OUT | shards SHARDS OUT | digits OUT",
     "index": "build the shards' offset indexes, or check the shards: index SHARDS... [--check] [--report PAGE]",
+    "drill": "put a small run through faults, kills first: drill [--only PATTERN] [--ranks 2] [--short]",
+    "doctor": "look over machine and config without training: doctor CONFIG [--section.key value] [--json]",
+    "ranks": "where every rank of a run is, or how it ended: ranks RUN [--json] [--trace]",
     "bench": "measure beside open_clip what the README quotes: bench loss|step|overlap [--json], in a checkout",
 }
+
+STOPPABLE = ("train", "evaluate")
+"""Verbs that a signal ends in order; the others just end, and the same command goes on where they were."""
 
 
 def main() -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -14,8 +15,10 @@ from pretrain import flags
 from pretrain.errors import UserError
 from pretrain.show import show
 from pretrain.verbs_data import index, pack
+from pretrain.verbs_drill import drill, faults
+from pretrain.verbs_ranks import ranks
 
-__all__ = ["bench", "evaluate", "export", "index", "pack", "show", "train"]
+__all__ = ["bench", "drill", "evaluate", "export", "index", "pack", "ranks", "show", "train"]
 
 Average = Literal["auto", "yes", "no"]
 _AVERAGE: dict[Average, bool | None] = {"auto": None, "yes": True, "no": False}
@@ -25,24 +28,28 @@ def train(args: list[str]) -> None:
     """`pretrain train CONFIG [--section.key value] [--print-config] [--profile A..B]`."""
     from pretrain import runfile
     from pretrain.profiling import window
-    from pretrain.signals import StopRequest
+    from pretrain.signals import armed
 
     show, args = "--print-config" in args, [arg for arg in args if arg != "--print-config"]
     steps, args = window.take_from(args)
     named = bool(args) and not args[0].startswith("-")
-    with StopRequest() as stop:  # before the slow imports: a signal that comes during them counts too
+    with faults(), armed() as stop:
         run = runfile.load(args[0] if named else None, args[named:])
         if show:
             print(runfile.dump(run), end="")
             return
+        stop.choose(run.train.stop_signal)
         from pretrain.train import train
 
         train(run, stop, steps)
 
 
 def evaluate(args: list[str]) -> None:
-    """`pretrain evaluate RUN --task ...`, alone or under torchrun."""
-    flags.command(_evaluate, args, "pretrain evaluate")
+    """`pretrain evaluate RUN --task ...`, alone or under torchrun; a signal ends it with 85, and nothing is lost."""
+    from pretrain.signals import armed
+
+    with armed():
+        flags.command(_evaluate, args, "pretrain evaluate")
 
 
 def _evaluate(
@@ -70,9 +77,10 @@ def _evaluate(
         json: Print one JSON object instead of a table.
     """
     from pretrain.evaluate import evaluate
+    from pretrain.signals import interruptible
     from pretrain.world import join
 
-    with join(timeout_s=600.0) as world:
+    with join(timeout_s=600.0) as world, interruptible(world.size == 1):
         how = partial(evaluate, source, task, average=_AVERAGE[average], world=world)
         result = how(data=data, classes=classes, batch_size=batch_size, workers=workers)
         if world.is_main:
@@ -107,6 +115,25 @@ def _export(
     from pretrain.export import export
 
     show(export(source, out, to, tower=tower, average=_AVERAGE[average]), json)
+
+
+def doctor(args: list[str]) -> None:
+    """`pretrain doctor CONFIG [--section.key value] [--json]`; UserError where a check fails."""
+    from pretrain import runfile
+
+    as_json, args = "--json" in args, [arg for arg in args if arg != "--json"]
+    if not args or args[0].startswith("-"):
+        raise UserError("which config? pretrain doctor CONFIG [--section.key value] [--json]")
+    run = runfile.load(args[0], args[1:])
+    from pretrain.doctor import examine
+
+    findings = examine(run)
+    if as_json:
+        show([asdict(finding) for finding in findings], as_json)
+    else:
+        print("\n".join(f"{found.status:4}  {found.name}: {found.finding}" for found in findings))
+    if failed := [found.name for found in findings if found.status == "fail"]:
+        raise UserError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}")
 
 
 BENCHES = {
