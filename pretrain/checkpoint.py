@@ -2,21 +2,19 @@
 
 A checkpoint is RUN/checkpoints/step_00001000 and holds
 
-    weights/model.safetensors   weights/ema.safetensors (with an average)
-    state/optimizer.safetensors state/objective.safetensors (if it has state) state/rng_00000.safetensors (each rank)
-    state/trainer.json          config.yaml                 manifest.json     COMMIT
+    weights/model.safetensors    weights/ema.safetensors (with an average)    state/optimizer.safetensors
+    state/objective.safetensors  state/guard.safetensors (if they have state) state/rng_00000.safetensors (each rank)
+    state/trainer.json           config.yaml                                  manifest.json    COMMIT
 
-Names with a leading dot beside it are unfinished work of a killed process: swept at the next save.
+Ranks that write together have a file each: weights/model-00001-of-00008.safetensors. docs/checkpoints.md tells more.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import re
-import shutil
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,172 +22,148 @@ from torch import Tensor
 
 from pretrain import checkpoint_files as files
 from pretrain import config
+from pretrain.checkpoints import places, state, writing
+from pretrain.checkpoints.staging import Stage
+from pretrain.checkpoints.state import State
+from pretrain.checkpoints.tensors import Stored
+from pretrain.checkpoints.url import Folder, Url, folder_of
+from pretrain.checkpoints.writing import Keep
 from pretrain.errors import UserError
 from pretrain.world import World
 
+__all__ = ["Folder", "State", "folder_of", "has_average", "home", "load", "locate", "newest", "prune", "read_facts",
+           "read_run", "read_weights", "save", "step_of", "whole_checkpoints"]  # fmt: skip
+
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-_SAVING, _ASIDE, _REMOVING = ".saving_", ".aside_", ".removing_"
-_NAME = re.compile(rf"(?:{re.escape(_ASIDE)})?step_(\d{{8,}})")
-_MODEL, _AVERAGE = "weights/model.safetensors", "weights/ema.safetensors"
-_OPTIMIZER, _OBJECTIVE, _TRAINER = "state/optimizer.safetensors", "state/objective.safetensors", "state/trainer.json"
-_CONFIG = "config.yaml"
+
+def home(run: config.Run) -> Folder:
+    """The folder in which a run's `checkpoints/` lies: the run folder, or its namesake in `checkpoint.to`."""
+    return run.path if run.checkpoint.to is None else folder_of(run.checkpoint.to) / run.name
 
 
-@dataclass(frozen=True)
-class State:
-    """Everything a run needs to go on as if it had never stopped."""
+def save(run_folder: Folder, state: State, world: World, config_text: str) -> Folder:
+    """Write a checkpoint and wait for it; all ranks call it, all of them return its folder or all of them raise.
 
-    step: int
-    """Optimizer steps done."""
-    samples: int
-    """Pairs seen."""
-    weights: dict[str, Tensor]
-    """Parameters and buffers by their names in the unwrapped model."""
-    average: dict[str, Tensor] | None
-    """Moving average of the weights, if the run keeps one."""
-    optimizer: dict[str, Tensor]
-    """'MOMENT/PARAMETER'."""
-    objective: dict[str, Tensor]
-    """State of the objective; may be empty."""
-    rng: dict[str, Tensor]
-    """This rank's random streams; {} on a rank that did not exist when the state was saved."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """Anything else, as JSON: the data's fingerprint, the number of skipped samples..."""
-
-
-def save(run_folder: Path, state: State, world: World, config_text: str) -> Path:
-    """Write a checkpoint; all ranks call it, all of them return its folder or all of them raise.
+    A run in training saves by `checkpoints.saver.Saver`, which does the same in the background.
 
     Args:
         run_folder: storage that every rank shares.
-        state: rank 0's is written, and each rank's own `rng`.
         config_text: the resolved run, copied beside the weights.
 
     Raises:
         UserError: the disk is full or failing; earlier checkpoints are untouched.
     """
-    folder = run_folder / "checkpoints" / f"step_{state.step:08d}"
-    temp, doing = folder.with_name(_SAVING + folder.name), f"saving checkpoint {folder}"
-    try:
-        with world.together(doing):
-            if world.is_main:
-                _sweep(folder.parent)
-                for part in ("weights", "state"):
-                    (temp / part).mkdir(parents=True)
-        found: dict[str, Any] = {}
-        with world.together(doing):
-            found = files.digests(temp, _write_parts(temp, state, world, config_text))
-        everyone = world.share(found)
-        with world.together(doing):
-            if world.is_main:
-                files.seal(temp, {name: entry for part in everyone for name, entry in part.items()})
-                _publish(temp, folder)
-    except Exception:
-        if world.is_main:
-            shutil.rmtree(temp, ignore_errors=True)
-        raise
-    return folder
+    place = places.of(run_folder / "checkpoints")
+    written = writing.write(Stage().take(state, world, config_text), place, world, lambda: None)
+    return world.share(written.folder)[0]  # type: ignore[no-any-return]
 
 
-def prune(run_folder: Path, keep_last: int, milestone_steps: int | None = None) -> list[Path]:
-    """Remove old checkpoints; one rank calls it, after a save.
-
-    Args:
-        keep_last: newest whole checkpoints to keep; damaged ones do not count.
-        milestone_steps: multiples of this many steps stay for ever.
-
-    Returns:
-        What is gone; what the disk refuses to remove is reported and no reason to stop a run.
-    """
-    found = _listed(run_folder)
-    whole = [step for step in sorted(found) if files.fault(found[step], contents=False) is None]
-    kept = set(whole[-keep_last:])
-    kept |= {step for step in found if milestone_steps and step % milestone_steps == 0}
-    old = [step for step in found if whole and step < whole[-1] and step not in kept]
-    for step in sorted(old):
-        # Half a removal must not look like a damaged checkpoint.
-        doomed = found[step].with_name(f"{_REMOVING}step_{step:08d}")
-        try:
-            os.rename(found[step], doomed)
-            shutil.rmtree(doomed)
-        except OSError as error:
-            log.warning("checkpoint %s could not be removed: %s", found[step], error)
-    return [found[step] for step in sorted(old) if not found[step].exists()]
+def prune(run_folder: Folder, keep_last: int, milestone_steps: int | None = None) -> list[Folder]:
+    """Remove old checkpoints and name them; one rank calls it. See `writing.prune`."""
+    return writing.prune(places.of(run_folder / "checkpoints"), Keep(keep_last, milestone_steps))
 
 
-def newest(run_folder: Path, world: World) -> Path | None:
+def newest(homes: Folder | Sequence[Folder], world: World, before: int | None = None) -> Folder | None:
     """The newest checkpoint that verifies, the same one on all ranks; None where none was ever finished.
 
-    Damaged ones are reported and passed over.
+    Damaged ones are reported and passed over. Ranks share the reading.
+
+    Args:
+        homes: folder, or folders, in which `checkpoints/` may be.
+        before: a step; only checkpoints of earlier ones are looked at.
 
     Raises:
         UserError: there are checkpoints and none is good; starting over silently would lose the run.
     """
-    found: Path | None = None
-    with world.together(f"looking for a checkpoint in {run_folder}"):
-        if world.is_main:
-            found = _newest(run_folder)
-    shared: list[Path | None] = world.share(found)
-    return shared[0]
+    several = [homes] if isinstance(homes, Path | Url) else list(homes)
+    found: list[Folder] = []
+    with world.together(f"looking for a checkpoint in {several[0]}"):
+        found = _listed(several, before) if world.is_main else []
+    return _first_good(world.share(found)[0], several, world)
 
 
-def load(folder: Path, world: World) -> State:
-    """Read a checkpoint that `newest` or `locate` returned; tensors are on the CPU. All ranks call it.
+def load(folder: Folder, world: World) -> State:
+    """A checkpoint that `newest` or `locate` returned; its tensors are read when asked for. All ranks call it.
 
     Raises:
-        UserError: a file cannot be read, or is of a later format.
+        UserError: a file cannot be read, or is of another format.
     """
     with world.together(f"loading checkpoint {folder}"):
-        trainer = json.loads((folder / _TRAINER).read_text())
-        if trainer["format"] > FORMAT:
-            raise UserError(f"{folder}: format {trainer['format']} is later than {FORMAT}; update pretrain")
-        rng = folder / _rng(world.rank)
+        trainer = _trainer(folder)
+        rng = folder / state.rng_file(world.rank)
+        same = {field: _stored(folder, stem) for field, stem in state.SAME.items()}
         return State(
             step=trainer["step"],
             samples=trainer["samples"],
-            weights=files.read_tensors(folder / _MODEL),
-            average=files.read_tensors(folder / _AVERAGE) if has_average(folder) else None,
-            optimizer=files.read_tensors(folder / _OPTIMIZER),
-            objective=files.read_tensors(folder / _OBJECTIVE) if (folder / _OBJECTIVE).exists() else {},
+            weights=_stored(folder, state.SPREAD["weights"]),
+            average=_stored(folder, state.SPREAD["average"]) if has_average(folder) else None,
+            optimizer=_stored(folder, state.SPREAD["optimizer"]),
             rng=files.read_tensors(rng) if world.rank < trainer["world_size"] else {},
             facts=trainer["facts"],
+            **same,
         )
 
 
-def locate(path: str | Path) -> Path:
-    """The checkpoint that a run folder (its newest good one) or a checkpoint folder (itself) stands for.
+def locate(path: str | Folder) -> Folder:
+    """The checkpoint that a run folder (its newest good one) or a checkpoint folder (itself) stands for; URLs too.
 
     Raises:
         UserError: it is neither, is damaged, or holds no finished checkpoint.
     """
-    path = Path(path)
-    if _NAME.fullmatch(path.resolve().name) or (path / files.COMMIT).exists():
+    path = path if isinstance(path, Url) else folder_of(path)
+    if places.NAME.fullmatch(path.resolve().name) or (path / files.COMMIT).exists():
         if reason := files.fault(path):
             raise UserError(f"{path} is not a whole checkpoint ({reason}); use another one of the run")
         return path
-    if not (path / "checkpoints").is_dir():
-        raise UserError(f"{path} is neither a run folder nor a checkpoint; give RUN or RUN/checkpoints/step_...")
-    found = _newest(path)
+    homes = homes_of(path)
+    found = _first_good(_listed(homes), homes, None)
     if found is None:
         raise UserError(f"{path} holds no finished checkpoint yet; wait for its first save")
     return found
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
+def homes_of(path: Folder) -> list[Folder]:
+    """Where checkpoints of a run folder may lie: in it, and where its config sends them.
+
+    Raises:
+        UserError: it is no run folder.
+    """
+    homes = [path]
+    if isinstance(path, Path) and (path / state.CONFIG).is_file():
+        from pretrain import runfile
+
+        run = runfile.load(path / state.CONFIG, [])
+        homes = homes if run.checkpoint.to is None else [home(run), path]
+    if len(homes) == 1 and "checkpoints" not in files.names_in(path):
+        raise UserError(f"{path} is neither a run folder nor a checkpoint; give RUN or RUN/checkpoints/step_...")
+    return homes
+
+
+def whole_checkpoints(homes: Iterable[Folder]) -> list[Folder]:
+    """Every checkpoint, whatever its condition, newest first."""
+    return _listed(homes)
+
+
+def step_of(folder: Folder) -> int:
+    """The step that a checkpoint's name tells, or else its contents."""
+    match = places.NAME.fullmatch(folder.resolve().name)
+    return int(match[1]) if match else int(_trainer(folder)["step"])
+
+
+def read_facts(folder: Folder) -> dict[str, Any]:
     """What the run noted besides tensors: `State.facts`."""
-    facts: dict[str, Any] = json.loads((folder / _TRAINER).read_text())["facts"]
+    facts: dict[str, Any] = _trainer(folder)["facts"]
     return facts
 
 
-def has_average(folder: Path) -> bool:
+def has_average(folder: Folder) -> bool:
     """Whether a checkpoint holds averaged weights."""
-    return (folder / _AVERAGE).exists()
+    return bool(_files(folder, state.SPREAD["average"]))
 
 
-def read_weights(folder: Path, average: bool) -> dict[str, Tensor]:
-    """Parameters and buffers of a checkpoint, on the CPU.
+def read_weights(folder: Folder, average: bool) -> dict[str, Tensor]:
+    """Parameters and buffers of a checkpoint, whole, on the CPU.
 
     Args:
         average: the moving average, completed by the weights that it does not follow (frozen ones).
@@ -197,78 +171,65 @@ def read_weights(folder: Path, average: bool) -> dict[str, Tensor]:
     Raises:
         UserError: the run kept no average.
     """
-    weights = files.read_tensors(folder / _MODEL)
+    weights = dict(_stored(folder, state.SPREAD["weights"]))
     if not average:
         return weights
     if not has_average(folder):
         raise UserError(f"{folder} holds no averaged weights: optim.ema_decay was not set; ask for the plain ones")
-    return weights | files.read_tensors(folder / _AVERAGE)
+    return weights | dict(_stored(folder, state.SPREAD["average"]))
 
 
-def read_run(folder: Path) -> config.Run:
+def read_run(folder: Folder) -> config.Run:
     """The resolved run that wrote a checkpoint."""
     from pretrain import runfile
 
-    return runfile.load(folder / _CONFIG, [])
+    with tempfile.TemporaryDirectory() as temp:
+        path = Path(temp) / state.CONFIG
+        path.write_text((folder / state.CONFIG).read_text())
+        return runfile.load(path, [])
 
 
-def _write_parts(folder: Path, state: State, world: World, config_text: str) -> list[Path]:
-    tensors = {_rng(world.rank): state.rng}
-    if world.is_main:
-        tensors |= {_MODEL: state.weights, _OPTIMIZER: state.optimizer}
-        tensors |= {} if state.average is None else {_AVERAGE: state.average}
-        tensors |= {_OBJECTIVE: state.objective} if state.objective else {}
-    for name, values in tensors.items():
-        files.write_tensors(folder / name, values)
-    if not world.is_main:
-        return [folder / name for name in tensors]
-    trainer = {"format": FORMAT, "step": state.step, "samples": state.samples, "world_size": world.size}
-    files.write_json(folder / _TRAINER, trainer | {"facts": state.facts})
-    files.write_text(folder / _CONFIG, config_text)
-    return [folder / name for name in (*tensors, _TRAINER, _CONFIG)]
+def _trainer(folder: Folder) -> dict[str, Any]:
+    trainer: dict[str, Any] = json.loads((folder / state.TRAINER).read_text())
+    if trainer["format"] != state.FORMAT:
+        rule = "is later than" if trainer["format"] > state.FORMAT else "is older than"
+        fix = "update pretrain" if trainer["format"] > state.FORMAT else "use the version of pretrain that wrote it"
+        raise UserError(f"{folder}: format {trainer['format']} {rule} {state.FORMAT}; {fix}")
+    return trainer
 
 
-def _publish(temp: Path, folder: Path) -> None:
-    """Give a sealed folder its name. An older one of that name is set aside first, where `_listed` still finds it."""
-    aside = folder.with_name(_ASIDE + folder.name)
-    if folder.exists():
-        os.rename(folder, aside)
-    os.rename(temp, folder)
-    files.sync_folder(folder.parent)
-    if aside.exists():
-        shutil.rmtree(aside)
+def _files(folder: Folder, stem: str) -> list[Folder]:
+    """Those that the manifest vouches for, and no others."""
+    return [folder / name for name in files.manifest(folder) if state.is_file_of(stem, name)]
 
 
-def _sweep(parent: Path) -> None:
-    """Finish or undo what killed processes left; one set aside without a successor gets its name back."""
-    for entry in sorted(parent.iterdir()) if parent.is_dir() else ():
-        original = entry.with_name(entry.name.removeprefix(_ASIDE))
-        if entry.name.startswith(_ASIDE) and not original.exists():
-            os.rename(entry, original)
-        elif entry.name.startswith((_SAVING, _ASIDE, _REMOVING)):
-            shutil.rmtree(entry)
+def _stored(folder: Folder, stem: str) -> Stored:
+    return Stored(_files(folder, stem))
 
 
-def _listed(run_folder: Path) -> dict[int, Path]:
-    """Checkpoint folders by step, whatever their condition."""
-    parent = run_folder / "checkpoints"
-    # Dot sorts before letters, so that a folder under its own name wins over one that was set aside.
-    names = sorted(entry.name for entry in parent.iterdir()) if parent.is_dir() else []
-    return {int(match[1]): parent / name for name in names if (match := _NAME.fullmatch(name))}
+def _listed(homes: Iterable[Folder], before: int | None = None) -> list[Folder]:
+    found = [item for home in homes for item in places.of(home / "checkpoints").listed().items()]
+    return [folder for step, folder in sorted(found, key=lambda item: -item[0]) if before is None or step < before]
 
 
-def _newest(run_folder: Path) -> Path | None:
+def _first_good(candidates: Sequence[Folder], homes: Sequence[Folder], world: World | None) -> Folder | None:
     reasons = []
-    for _, folder in sorted(_listed(run_folder).items(), reverse=True):
-        reason = files.fault(folder)
+    for folder in candidates:
+        reason = _fault(folder, world)
         if reason is None:
             return folder
         reasons.append(f"{folder.name}: {reason}")
-        log.warning("checkpoint %s is damaged (%s); trying the one before it", folder, reason)
+        if world is None or world.is_main:
+            log.warning("checkpoint %s is damaged (%s); trying the one before it", folder, reason)
     if reasons:
-        raise UserError(f"{run_folder} has checkpoints but no good one ({'; '.join(reasons)}); use another name")
+        raise UserError(f"{homes[0]} has checkpoints but no good one ({'; '.join(reasons)}); use another name")
     return None
 
 
-def _rng(rank: int) -> str:
-    return f"state/rng_{rank:05d}.safetensors"
+def _fault(folder: Folder, world: World | None) -> str | None:
+    if world is None:
+        return files.fault(folder)
+    reason: str | None = None
+    with world.together(f"verifying checkpoint {folder}"):
+        reason = files.fault(folder, share=slice(world.rank, None, world.size))
+    return next(filter(None, world.share(reason)), None)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import xxhash
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from pretrain.checkpoints import tensors as formats
+from pretrain.checkpoints.pieces import whole
+from pretrain.checkpoints.url import Folder, Url, read_range, size_of
 
 MANIFEST, COMMIT = "manifest.json", "COMMIT"
 _CHUNK = 1 << 24
@@ -40,62 +42,67 @@ def write_atomic(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON.
+def write_anywhere(path: Folder, text: str) -> None:
+    """`write_atomic`, or the same in a store."""
+    if isinstance(path, Url):
+        path.write(lambda: [text.encode()])
+    else:
+        write_atomic(path, text)
 
-    Raises:
-        TypeError: the value holds something that JSON has no form for.
-    """
-    write_text(path, _json(value))
+
+def write_plain(path: Folder, text: str) -> None:
+    """`write_text`, or the same in a store."""
+    if isinstance(path, Url):
+        path.write(lambda: [text.encode()])
+    else:
+        write_text(path, text)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors of any device, layout and aliasing, bit for bit, and fsync.
+def write_tensors(path: Folder, tensors: Mapping[str, Tensor]) -> dict[str, int | str]:
+    """Write whole tensors of any device, layout and aliasing, bit for bit and durably; the file's digest.
 
     Raises:
         OSError: the disk is full or failing.
     """
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        save_file(_plain(tensors), path)
-    except SafetensorError as error:
-        raise OSError(f"{path}: {error}") from error
-    # safetensors leaves its files readable by the owner alone, whatever the umask says.
-    path.chmod(mode)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    return formats.write(path, [whole(name, tensor) for name, tensor in tensors.items()])
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, on the CPU.
+def read_tensors(path: Folder) -> dict[str, Tensor]:
+    """Whole tensors of a safetensors file, on the CPU.
 
     Raises:
         OSError: the file is missing or is not a whole safetensors file.
     """
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise OSError(f"{path}: {error}") from error
+    return dict(formats.Stored([path]))
 
 
-def digest(path: Path) -> dict[str, int | str]:
+def digest(path: Folder) -> dict[str, int | str]:
     """Size in bytes and xxh3_64 (hexadecimal) of a file."""
-    state, size = xxhash.xxh3_64(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            state.update(chunk)
-            size += len(chunk)
+    state, size, left = xxhash.xxh3_64(), 0, size_of(path)
+    while left:
+        chunk = read_range(path, size, min(left, _CHUNK))
+        state.update(chunk)
+        size, left = size + len(chunk), left - len(chunk)
     return {"size": size, "xxh3_64": state.hexdigest()}
 
 
-def digests(folder: Path, paths: Iterable[Path]) -> dict[str, Any]:
-    """Digest of each path, by its name relative to `folder`."""
-    return {path.relative_to(folder).as_posix(): digest(path) for path in paths}
+def digest_of(text: str) -> dict[str, int | str]:
+    """Digest of a text's file, without the file."""
+    content = text.encode()
+    return {"size": len(content), "xxh3_64": xxhash.xxh3_64(content).hexdigest()}
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable: a rename is not until its folder is synced."""
+def names_in(folder: Folder) -> list[str]:
+    """Names that lie directly in a folder, sorted; none where there is no such folder."""
+    if isinstance(folder, Url):
+        return [entry.name for entry in folder.iterdir()]
+    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+
+def sync_folder(folder: Folder) -> None:
+    """Make the names in a folder durable: a rename is not until its folder is synced. A store has no such thing."""
+    if isinstance(folder, Url):
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -103,54 +110,76 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def seal(folder: Path, found: Mapping[str, Any]) -> None:
-    """Write the manifest, then COMMIT, which holds the manifest's own digest: the last byte of a good checkpoint."""
-    for name in sorted({(folder / name).parent for name in found}):
+def write_manifest(folder: Folder, found: Mapping[str, Any]) -> None:
+    """Write down size and hash of each file, by its name relative to the folder."""
+    for name in sorted({(folder / name).parent for name in found}, key=str):
         sync_folder(name)
-    write_json(folder / MANIFEST, dict(sorted(found.items())))
-    sync_folder(folder)
-    write_json(folder / COMMIT, digest(folder / MANIFEST))
+    write_plain(folder / MANIFEST, _json(dict(sorted(found.items()))))
     sync_folder(folder)
 
 
-def fault(folder: Path, *, contents: bool = True) -> str | None:
-    """What is wrong with a sealed folder, as 'file: reason'; None: nothing.
+def commit(folder: Folder) -> None:
+    """Write COMMIT, which holds the manifest's own digest: the last byte of a good checkpoint."""
+    write_plain(folder / COMMIT, _json(digest(folder / MANIFEST)))
+    sync_folder(folder)
+
+
+def manifest(folder: Folder) -> dict[str, dict[str, Any]]:
+    """Size and hash of each file of a checkpoint.
+
+    Raises:
+        OSError: manifest or COMMIT are missing.
+        ValueError: they do not fit each other.
+    """
+    text = (folder / MANIFEST).read_bytes()
+    if (folder / COMMIT).read_bytes() != _json(digest_of(text.decode())).encode():
+        raise ValueError(f"{MANIFEST}: differs from what {COMMIT} says of it")
+    found: dict[str, dict[str, Any]] = json.loads(text)
+    return found
+
+
+def faults(folder: Folder, *, contents: bool = True, share: slice = slice(None)) -> Iterator[str]:
+    """What is wrong with a committed folder, each as 'file: reason'.
 
     Args:
         contents: read and hash every file; otherwise only compare sizes.
+        share: of the files by name; several ranks look at a part each.
     """
     try:
-        if (folder / COMMIT).read_bytes() != _json(digest(folder / MANIFEST)).encode():
-            return f"{MANIFEST}: differs from what {COMMIT} says of it"
-        manifest = json.loads((folder / MANIFEST).read_text())
-        return next((text for name, want in manifest.items() if (text := _differs(folder, name, want, contents))), None)
+        entries = list(manifest(folder).items())
     except FileNotFoundError as error:
-        return f"{Path(error.filename).name}: missing"
+        yield f"{Path(str(error.filename or _missing(folder))).name}: missing"
+        return
     except (OSError, ValueError) as error:
-        return f"{folder.name}: {error}"
+        told = str(error)
+        yield told if told.startswith(MANIFEST) else f"{folder.name}: {told}"
+        return
+    for name, want in entries[share]:
+        if reason := _differs(folder, name, want, contents):
+            yield reason
 
 
-def _differs(folder: Path, name: str, want: dict[str, Any], contents: bool) -> str | None:
+def fault(folder: Folder, *, contents: bool = True, share: slice = slice(None)) -> str | None:
+    """The first of `faults`; None: nothing is wrong."""
+    return next(faults(folder, contents=contents, share=share), None)
+
+
+def _missing(folder: Folder) -> str:
+    return next((name for name in (MANIFEST, COMMIT) if not (folder / name).exists()), folder.name)
+
+
+def _differs(folder: Folder, name: str, want: dict[str, Any], contents: bool) -> str | None:
     path = folder / name
-    if not path.is_file():
+    try:
+        size = size_of(path)
+        if size != want["size"]:
+            return f"{name}: {size} bytes instead of {want['size']}"
+        return f"{name}: contents changed (xxh3_64)" if contents and digest(path) != want else None
+    except (FileNotFoundError, NotADirectoryError):
         return f"{name}: missing"
-    size = path.stat().st_size
-    if size != want["size"]:
-        return f"{name}: {size} bytes instead of {want['size']}"
-    return f"{name}: contents changed (xxh3_64)" if contents and digest(path) != want else None
+    except (OSError, TypeError, KeyError) as error:
+        return f"{name}: {error}"
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=1) + "\n"
-
-
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CPU, contiguous, no two on one storage (safetensors refuses aliases; each name gets its own copy)."""
-    plain: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        storage = value.untyped_storage().data_ptr()
-        plain[name] = value.clone() if storage in seen and value.numel() else value
-        seen.add(storage)
-    return plain

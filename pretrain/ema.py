@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.engines.base import Engine
-from pretrain.engines.shards import local, spread_like, whole
+from pretrain.engines.shards import local, read_like, shape_of
 from pretrain.engines.zero import ShardedAverage
 from pretrain.errors import UserError
 
@@ -45,11 +45,8 @@ class Average:
             self._buffers[name].copy_(buffer)
 
     def state(self) -> dict[str, Tensor]:
-        """The average by parameter and buffer name; the tensors themselves, not copies.
-
-        Of weights that are spread over ranks: whole, on rank 0, and {} on the others. Collective.
-        """
-        return whole(self._held())
+        """The average by parameter and buffer name; the tensors themselves, spread over ranks as the weights are."""
+        return self._held()
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -64,9 +61,9 @@ class Average:
                 f"averaged weights do not fit the model: {wrong[0]} and {len(wrong) - 1} more; keep the config"
             )
         for name, value in own.items():
-            if state[name].shape != value.shape:
-                raise UserError(f"averaged weight {name}: shape {list(state[name].shape)}, model {list(value.shape)}")
-            value.copy_(spread_like(state[name], value))
+            if (shape := shape_of(state, name)) != value.shape:
+                raise UserError(f"averaged weight {name}: shape {list(shape)}, model {list(value.shape)}")
+            value.copy_(read_like(state, name, value))
 
     def _held(self) -> dict[str, Tensor]:
         return self._params | self._buffers

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from pretrain import checkpoint, record, seed
-from pretrain.checkpoint import State
+from pretrain.checkpoint import Folder, State
+from pretrain.engines.shards import local
 from pretrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def take(training: Training) -> State:
         UserError: on every rank, the weights are not finite.
     """
     weights = training.engine.model_state()
-    with training.world.together("checking the weights"):  # which some engines have whole on rank 0 alone
+    with training.world.together("checking the weights"):  # of which a rank may hold a part, or nothing
         refuse_broken(weights, training.run.optim.lr, training.step)
     return State(
         step=training.step,
@@ -33,11 +33,14 @@ def take(training: Training) -> State:
         optimizer=training.engine.optimizer_state(),
         objective=torch.nn.ModuleList(training.objectives).state_dict(),
         rng=seed.rng_state(),
-        facts=unchanging(training) | {"model": training.model.facts(), "skipped": training.skipped},
+        facts=unchanging(training)
+        | {"model": training.model.facts(), "skipped": training.skipped}
+        | {"guard": training.guard.record.facts()},
+        guard=training.guard.state(),
     )
 
 
-def restore(training: Training, found: Path | None) -> None:
+def restore(training: Training, found: Folder | None) -> None:
     """Put a checkpoint's state into a run that was just built; None: it begins. Collective.
 
     Raises:
@@ -47,13 +50,20 @@ def restore(training: Training, found: Path | None) -> None:
         return
     if not training.run.checkpoint.resume:
         raise UserError(f"checkpoint.resume is False, but {found} exists: use another name, or remove the folder")
+    put_back(training, found)
+
+
+def put_back(training: Training, found: Folder) -> None:
+    """A checkpoint's state into a run, whatever step that is at. Collective. Raises: as `restore`."""
     state = checkpoint.load(found, training.world)
     refuse_changed(training, state, found)
     training.step, training.skipped = state.step, state.facts["skipped"]
-    training.engine.load(state.weights, state.optimizer)
-    if training.average is not None and state.average is not None:
-        training.average.load(state.average)
-    torch.nn.ModuleList(training.objectives).load_state_dict(state.objective)
+    with training.world.together(f"loading checkpoint {found}"):  # whose tensors are read only here
+        training.engine.load(state.weights, state.optimizer)
+        if training.average is not None and state.average is not None:
+            training.average.load(state.average)
+        torch.nn.ModuleList(training.objectives).load_state_dict(dict(state.objective))
+        training.guard.load(state.guard, state.facts["guard"])
     seed.set_rng_state(state.rng)
 
 
@@ -62,7 +72,7 @@ def unchanging(training: Training) -> dict[str, str]:
     return {"data": training.source.fingerprint, "tokenizer": training.tokenize.fingerprint}
 
 
-def refuse_changed(training: Training, state: State, found: Path) -> None:
+def refuse_changed(training: Training, state: State, found: Folder) -> None:
     """Refuse to go on with other data or another tokenizer, naming the shards where that can be told."""
     for fact, now in unchanging(training).items():
         was = state.facts.get(fact)
@@ -75,7 +85,8 @@ def refuse_changed(training: Training, state: State, found: Path) -> None:
 
 def refuse_broken(weights: Mapping[str, torch.Tensor], lr: float, step: int) -> None:
     """Refuse to save weights that are not finite over the last good ones."""
-    broken = next((name for name, value in weights.items() if not bool(value.isfinite().all())), None)
+    finite = {name: local(value).isfinite().all() for name, value in weights.items()}
+    broken = next((name for name, good in finite.items() if not bool(good)), None)
     if broken is not None:
         raise UserError(
             f"optim.lr {lr}: {broken} is not finite after step {step}, and was not saved over the last good "

@@ -71,7 +71,8 @@ def test_three_steps_and_three_more_are_six(tmp_path: Path) -> None:
 def test_three_steps_and_three_more_are_six_on_two_ranks(name: str, tmp_path: Path) -> None:
     assert start_ranks(tmp_path, name).count(TOLD) == 1, "by one rank, once"
     whole = tensors(tmp_path, name)
-    assert {"weights/model.safetensors", "state/optimizer.safetensors"} <= whole.keys()
+    written = {f"{stem}-0000{n}-of-00002.safetensors" for stem in ("weights/model", "state/optimizer") for n in (1, 2)}
+    assert written <= whole.keys()
     halve(tmp_path, name)
     start_ranks(tmp_path, name)
     assert tensors(tmp_path, name) == whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from pretrain.values import Announce, Batch, Features, GradNorms
 from pretrain.world import World
+
+Judge = Callable[[GradNorms], Tensor]
+"""Norms before clipping -> [] bool on their device, the same on every rank: whether to update the weights."""
 
 
 class Engine(Protocol):
@@ -32,32 +36,39 @@ class Engine(Protocol):
         """Add the gradients of a scalar to the parameters."""
         ...
 
-    def step(self, lr: float, clip_norm: float | None) -> GradNorms:
+    def step(self, lr: float, clip_norm: float | None, judge: Judge | None = None) -> GradNorms:
         """Clip, update, clear the gradients, keep the logit scale within its bounds.
 
         Args:
             lr: learning rate of this step.
             clip_norm: largest Euclidean norm of the averaged gradient; None: no clipping.
+            judge: may leave the update out. Collective. Weights, moments and step counts then stay bit for bit as they
+                are, without a wait for the device where `optim.reads_on_device`.
 
         Returns:
             Norms before clipping.
         """
         ...
 
-    def model_state(self) -> dict[str, Tensor]:
-        """Every parameter and buffer, whole, by its name in the unwrapped model. Collective.
+    def model_state(self) -> Mapping[str, Tensor]:
+        """Every parameter and buffer by its name in the unwrapped model; the tensors themselves. Collective.
 
-        Ranks other than 0 may get nothing, where nothing is whole on them.
+        On each rank whole tensors, or DTensors of which it holds a part; or whole ones on rank 0 and nothing on the
+        others. `shards.whole` makes whole ones of them all.
         """
         ...
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """Optimizer moments as 'MOMENT/PARAMETER' (for instance exp_avg/visual.proj), whole, and step counts.
+    def optimizer_state(self) -> Mapping[str, Tensor]:
+        """Optimizer moments as 'MOMENT/PARAMETER' (for instance exp_avg/visual.proj), and step counts.
 
-        Collective, and on other ranks than 0 as `model_state` is.
+        Spread over ranks, and collective, as `model_state` is.
         """
         ...
 
-    def load(self, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
-        """Take back what `model_state` and `optimizer_state` gave, at any world size."""
+    def load(self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+        """Take back what `model_state` and `optimizer_state` gave, at any world size, here or in another engine.
+
+        Args:
+            model, optimizer: whole tensors on every rank; or, of a checkpoint, read when asked for, whole or in part.
+        """
         ...

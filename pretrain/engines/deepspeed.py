@@ -11,8 +11,8 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pretrain import config, optim
 from pretrain.engines import deepspeed_config
+from pretrain.engines.base import Judge
 from pretrain.engines.single import warn_of_batch_norms
 from pretrain.engines.zero import Places, ShardedAverage, on_main, saved_buffers
 from pretrain.errors import UserError
@@ -67,22 +68,35 @@ class DeepSpeed:
     def backward(self, loss: Tensor) -> None:
         self.wrapped.backward(loss)
 
-    def step(self, lr: float, clip_norm: float | None) -> GradNorms:
+    def step(self, lr: float, clip_norm: float | None, judge: Judge | None = None) -> GradNorms:
         optim.set_rate(self.optimizer, lr)
         if self.places is None:
             norms = optim.grad_norms(self.model.towers, self.model.tower_of)
+            keep = judge is None or bool(judge(norms))
             if clip_norm is not None:
                 optim.clip(self.model.towers, norms, clip_norm)
         else:
             norms = self.places.grad_norms(self.model)
+            keep = judge is None or bool(judge(norms))
             self.wrapped.optimizer.clip_grad = clip_norm or 0.0
-        self.wrapped.step()
-        if not self.wrapped.was_step_applied():
-            log.warning("the gradient is not finite: DeepSpeed has left this step's update out")
-        if self.places is not None:
-            self.places.forget_gradients()
+        self._update(keep)
         self._clamp()
         return norms
+
+    def _update(self, keep: bool) -> None:
+        """Let DeepSpeed take its step, or clear the gradients alone."""
+        if keep or self.places is None:
+            with nullcontext() if keep else _without_update(self.optimizer):
+                self.wrapped.step()
+        else:
+            self.places.break_gradients()  # there is no other way to tell ZeRO, whose step does more than the update
+            self.wrapped.step()
+        if keep and not self.wrapped.was_step_applied():
+            log.warning("the gradient is not finite: DeepSpeed has left this step's update out")
+        if not keep and self.places is not None and self.wrapped.was_step_applied():
+            raise RuntimeError("DeepSpeed took a step whose gradients were not finite: use the version it is pinned to")
+        if self.places is not None:
+            self.places.forget_gradients()
 
     def model_state(self) -> dict[str, Tensor]:
         if self.places is None or self.stage < 3:
@@ -96,7 +110,7 @@ class DeepSpeed:
         return on_main(self.places.moments(self.optimizer), {})
 
     @torch.no_grad()
-    def load(self, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+    def load(self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         towers = self.model.towers
         if self.stage < 3:
             towers.load_state_dict(model)
@@ -165,6 +179,16 @@ class _Tensors(nn.Module):
 
 
 @contextmanager
+def _without_update(optimizer: Any) -> Iterator[None]:
+    """An optimizer whose step does nothing."""
+    optimizer.step = lambda closure=None: None
+    try:
+        yield
+    finally:
+        del optimizer.step
+
+
+@contextmanager
 def _scalars_sent(scalars: list[Any], stage: int) -> Iterator[None]:
     """DeepSpeed 0.19 cannot send rank 0's tensors of no dimension (scale and bias): sent here, and marked as sent.
 
@@ -204,10 +228,13 @@ def _library(world: World) -> Any:
         store: Any = dist.HashStore()  # type: ignore[attr-defined]
         backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    groups = deepspeed.utils.groups
+    if groups._WORLD_GROUP is None:  # its own one would wait for half an hour, whatever train.timeout_s says
+        groups._WORLD_GROUP = world.new_group()
     return deepspeed
 
 
-def _refuse_other_names(towers: nn.Module, model: dict[str, Tensor]) -> None:
+def _refuse_other_names(towers: nn.Module, model: Mapping[str, Tensor]) -> None:
     """What load_state_dict refuses, without looking at shapes, which are empty at stage 3."""
     if wrong := sorted(towers.state_dict().keys() ^ model.keys()):
         raise UserError(f"weights do not fit the model: {wrong[0]} and {len(wrong) - 1} more; resume with its config")

@@ -6,7 +6,7 @@ Source: PyTorch's fully_shard; Zhao et al. 2023 (arXiv:2304.11277), Rajbhandari 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,16 +80,10 @@ class Fsdp2(Single):
     def clip(self, norms: GradNorms, max_norm: float) -> None:
         shards.clip(self.model.towers, norms, max_norm)
 
-    def model_state(self) -> dict[str, Tensor]:
-        return shards.whole(super().model_state())
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        return shards.whole(super().optimizer_state())
-
-    def load(self, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+    def load(self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         params = dict(self.model.towers.named_parameters())
-        moments = {key: _moment_like(value, params.get(key.split("/", 1)[1])) for key, value in optimizer.items()}
-        super().load({name: shards.spread_like(model[name], like) for name, like in self._matched(model)}, moments)
+        moments = {key: _moment_like(optimizer, key, params.get(key.split("/", 1)[1])) for key in optimizer}
+        super().load({name: shards.read_like(model, name, like) for name, like in self._matched(model)}, moments)
 
     def _spread(self, model: DualEncoder) -> nn.Module:
         """Blocks, then what is left of each tower, then what is left of all but scale and bias."""
@@ -137,7 +131,7 @@ class Fsdp2(Single):
             for grad, value in zip(grads, mean / self.world.size, strict=True):
                 grad.copy_(value.reshape(grad.shape))
 
-    def _matched(self, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    def _matched(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         own = self.model.towers.state_dict()
         if wrong := sorted(own.keys() ^ state.keys()):
             raise UserError(f"weights do not fit the model: {wrong[0]} and {len(wrong) - 1} more; keep the config")
@@ -159,7 +153,16 @@ def _mesh(world: World, replicas: int) -> DeviceMesh:
             f"parallel.replicas {replicas} does not leave {world.size} ranks at least two to a replica: take one of "
             f"{', '.join(fits)}, or engine ddp for a whole model on every rank"
         )
-    return init_device_mesh(kind, (replicas, world.size // replicas), mesh_dim_names=("replicas", "shards"))
+    return _grid(world, torch.arange(world.size, dtype=torch.int).reshape(replicas, -1))
+
+
+def _grid(world: World, ranks: Tensor) -> DeviceMesh:
+    """A mesh [replicas, ranks of one] over groups that wait as long as the world does: a mesh's own ones would not."""
+    groups: list[dist.ProcessGroup] = []
+    for rows in (ranks.T.tolist(), ranks.tolist()):
+        made = [world.new_group(row) for row in rows]
+        groups.append(next(group for group, row in zip(made, rows, strict=True) if world.rank in row))
+    return DeviceMesh.from_group(groups, world.device.type, ranks, mesh_dim_names=("replicas", "shards"))
 
 
 def refuse_tied(towers: nn.Module) -> None:
@@ -175,5 +178,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
-def _moment_like(value: Tensor, param: Tensor | None) -> Tensor:
-    return value if param is None or value.shape != param.shape else shards.spread_like(value, param)
+def _moment_like(values: Mapping[str, Tensor], key: str, param: Tensor | None) -> Tensor:
+    if param is None or shards.shape_of(values, key) != param.shape:
+        return values[key]
+    return shards.read_like(values, key, param)

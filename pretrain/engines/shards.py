@@ -6,12 +6,14 @@ A tensor that is no DTensor is taken for what it is: the same on every rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # as DCP's planner does
 
 from pretrain.values import GradNorms
 
@@ -56,6 +58,29 @@ def spread_like(value: Tensor, like: Tensor) -> Tensor:
         shape=like.shape,
         stride=like.stride(),
     )
+
+
+@torch.no_grad()
+def read_like(values: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
+    """A tensor laid out as `like` is; of values that can be read in part, only this rank's part is read.
+
+    Args:
+        values: whole tensors by name, or a mapping with the methods `part` and `shape` besides, such as
+            `checkpoints.tensors.Stored`.
+    """
+    if not isinstance(like, DTensor) or not hasattr(values, "part"):
+        return spread_like(values[name], like)
+    size, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    own = like.to_local()
+    empty = torch.empty(own.shape, dtype=values.dtype(name))  # type: ignore[attr-defined]
+    part = values.part(name, offset, size) if own.numel() else empty
+    how: dict[str, Any] = {"run_check": False, "shape": like.shape, "stride": like.stride()}
+    return DTensor.from_local(part.to(own.device), like.device_mesh, like.placements, **how)
+
+
+def shape_of(values: Mapping[str, Tensor], name: str) -> torch.Size:
+    """Shape of a whole tensor; see `read_like`."""
+    return values.shape(name) if hasattr(values, "shape") else values[name].shape
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import config, optim
+from pretrain.engines.base import Judge
 from pretrain.errors import UserError
 from pretrain.model import DualEncoder
 from pretrain.values import Announce, Batch, Features, GradNorms
@@ -59,12 +60,13 @@ class Single:
     def backward(self, loss: Tensor) -> None:
         torch.autograd.backward(loss)
 
-    def step(self, lr: float, clip_norm: float | None) -> GradNorms:
+    def step(self, lr: float, clip_norm: float | None, judge: Judge | None = None) -> GradNorms:
         norms = self.grad_norms()
+        keep = judge(norms) if judge else None
         if clip_norm is not None:
             self.clip(norms, clip_norm)
         optim.set_rate(self.optimizer, lr)
-        self.optimizer.step()
+        optim.step_if(self.optimizer, keep)
         self.optimizer.zero_grad(set_to_none=True)
         self.model.clamp()
         return norms
@@ -83,7 +85,7 @@ class Single:
     def optimizer_state(self) -> dict[str, Tensor]:
         return optim.moments(self.optimizer, self.model.towers)
 
-    def load(self, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+    def load(self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             self.model.towers.load_state_dict(model)
         optim.load_moments(self.optimizer, self.model.towers, optimizer)

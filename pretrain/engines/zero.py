@@ -111,6 +111,13 @@ class Places:
         return GradNorms(squares.sum().sqrt(), squares[0].sqrt(), squares[1].sqrt())
 
     @torch.no_grad()
+    def break_gradients(self) -> None:
+        """Make this rank's gradients no numbers: ZeRO then leaves the step out, on every rank."""
+        for place in self.named.values():
+            if (grad := self.gradient(place)) is not None:
+                grad.fill_(torch.nan)
+
+    @torch.no_grad()
     def forget_gradients(self) -> None:
         """Clear what DeepSpeed 0.19 leaves behind a step, and adds to where a parameter sits out a backward pass."""
         left = [getattr(self.zero, "grad_partitions_flat_buffer", None)]
@@ -206,9 +213,10 @@ class ShardedAverage:
             )
         for name, part in self._parts.items():
             place = self._places.named[name]
-            if state[name].shape != place.shape:
-                raise UserError(f"averaged weight {name}: shape {list(state[name].shape)}, model {list(place.shape)}")
-            part.copy_(place.cut(state[name]))
+            value = state[name]
+            if value.shape != place.shape:
+                raise UserError(f"averaged weight {name}: shape {list(value.shape)}, model {list(place.shape)}")
+            part.copy_(place.cut(value))
         for name, buffer in self._buffers.items():
             buffer.copy_(state[name])
 

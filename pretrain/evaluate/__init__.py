@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any, cast
 
 from pretrain import checkpoint, config, model, named
+from pretrain.checkpoint_files import write_anywhere
 from pretrain.data.evaluation import eval_loader
 from pretrain.data.patterns import expand
 from pretrain.data.texts import tokenizer
 from pretrain.errors import UserError
 from pretrain.evaluate.base import Setting, Task
+from pretrain.signals import interruptible
 from pretrain.world import World
 
 
@@ -43,7 +44,7 @@ def evaluate(
     """Measure a run's encoders and write RUN/eval/TASK_STEP.json. Collective.
 
     Args:
-        source: run folder (its newest good checkpoint) or checkpoint folder.
+        source: run folder (its newest good checkpoint) or checkpoint folder, or the URL of either.
         task: a name of `names()`, or a module with a dot in its name.
         average: whether to take the averaged weights; None: where there are any.
         data: held-out shards; default: the run's data.eval.
@@ -55,7 +56,7 @@ def evaluate(
         task, checkpoint, step, average, data, then the metrics; as its errors (UserError), the same on every rank.
     """
     started = time.monotonic()
-    with world.together(f"opening {source}"):
+    with world.together(f"opening {source}"), interruptible():
         method = find(task)
         folder = checkpoint.locate(source)
         average = checkpoint.has_average(folder) if average is None else average
@@ -63,11 +64,11 @@ def evaluate(
         held_out = _held_out(checkpoint.read_run(folder).data, data, workers)
         classes = _classes(classes, held_out)
     metrics = method.measure(_setting(encoder, held_out, world, batch_size, classes))
-    facts = {"task": task, "checkpoint": str(folder), "step": _step(folder), "average": average}
+    facts = {"task": task, "checkpoint": str(folder), "step": checkpoint.step_of(folder), "average": average}
     result = facts | {"data": list(held_out.eval), "world_size": world.size} | dict(metrics)
     with world.together(f"writing the result of {task}"):
         if world.is_main:
-            _write(folder, result | {"seconds": round(time.monotonic() - started, 3)})
+            _write(_run_folder(source, folder), folder, result | {"seconds": round(time.monotonic() - started, 3)})
     return result
 
 
@@ -96,7 +97,7 @@ def measure(
 def _setting(
     encoder: model.DualEncoder, held_out: config.Data, world: World, batch_size: int, classes: Path | None
 ) -> Setting:
-    with world.together("opening the held-out shards"):
+    with world.together("opening the held-out shards"), interruptible():
         tokenize = tokenizer.build(encoder.architecture.name)
         batches = eval_loader(held_out, world, encoder.image_spec, tokenize, batch_size)
     return Setting(encoder, tokenize, batches, world, batch_size, classes)
@@ -119,15 +120,14 @@ def _classes(given: str | Path | None, data: config.Data) -> Path | None:
     return next((path for path in (folder / "classes.json", folder.parent / "classes.json") if path.is_file()), None)
 
 
-def _step(folder: Path) -> int:
-    return int(folder.resolve().name.rpartition("_")[2])
+def _run_folder(source: str | Path, folder: checkpoint.Folder) -> checkpoint.Folder:
+    """Where results go: the run folder that was named, or the one around the checkpoint that was."""
+    named = checkpoint.folder_of(source)
+    return folder.resolve().parent.parent if named == folder else named
 
 
-def _write(folder: Path, result: dict[str, Any]) -> None:
+def _write(run_folder: checkpoint.Folder, folder: checkpoint.Folder, result: dict[str, Any]) -> None:
     # A result of the plain weights must not hide the one of their average.
     plain = "_plain" if checkpoint.has_average(folder) and not result["average"] else ""
-    path = folder.resolve().parent.parent / "eval" / f"{result['task']}_{result['step']:08d}{plain}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.{os.getpid()}")
-    temp.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temp, path)
+    name = f"{result['task']}_{result['step']:08d}{plain}.json"
+    write_anywhere(run_folder / "eval" / name, json.dumps(result, indent=1) + "\n")

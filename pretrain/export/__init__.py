@@ -55,7 +55,7 @@ def export(source: str | Path, out: str | Path, to: str, tower: Tower = "both", 
         temp.mkdir(parents=True)
         method.write(encoder, temp, tower)
         parity = method.check(encoder, temp)
-        step = int(folder.resolve().name.rpartition("_")[2])
+        step = checkpoint.step_of(folder)
         facts = {"format": to, "source": str(folder), "step": step, "average": average, "parity": parity}
         (temp / "parity.json").write_text(json.dumps(facts, indent=1) + "\n")
         os.replace(temp, out)

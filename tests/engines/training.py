@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pretrain import config, engines, exchange, objectives, step
 from pretrain.ema import Average
+from pretrain.engines.shards import whole
 from pretrain.model import DualEncoder, build
 from pretrain.values import Batch, StepReport
 from pretrain.world import World
@@ -105,7 +106,7 @@ def run(case: Case, state: tuple[dict[str, Tensor], dict[str, Tensor]] | None = 
         losses.append(mean(StepReport.of(terms, features, found).loss))
     params = list(model.towers.parameters())
     held = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in params)
-    states = engine.model_state(), average.state(), engine.optimizer_state()
+    states = map(whole, (engine.model_state(), average.state(), engine.optimizer_state()))
     weights, averaged, moments = ({k: v.clone() for k, v in tensors.items()} for tensors in states)
     return Result(losses, norms, gradients, weights, averaged, moments, held / sum(p.numel() for p in params))
 
