@@ -90,7 +90,7 @@ def load(folder: Folder, world: World) -> State:
         UserError: a file cannot be read, or is of another format.
     """
     with world.together(f"loading checkpoint {folder}"):
-        trainer = _trainer(folder)
+        trainer = read_trainer(folder)
         rng = folder / state.rng_file(world.rank)
         same = {field: _stored(folder, stem) for field, stem in state.SAME.items()}
         return State(
@@ -148,18 +148,18 @@ def whole_checkpoints(homes: Iterable[Folder]) -> list[Folder]:
 def step_of(folder: Folder) -> int:
     """The step that a checkpoint's name tells, or else its contents."""
     match = places.NAME.fullmatch(folder.resolve().name)
-    return int(match[1]) if match else int(_trainer(folder)["step"])
+    return int(match[1]) if match else int(read_trainer(folder)["step"])
 
 
 def read_facts(folder: Folder) -> dict[str, Any]:
     """What the run noted besides tensors: `State.facts`."""
-    facts: dict[str, Any] = _trainer(folder)["facts"]
+    facts: dict[str, Any] = read_trainer(folder)["facts"]
     return facts
 
 
 def has_average(folder: Folder) -> bool:
     """Whether a checkpoint holds averaged weights."""
-    return bool(_files(folder, state.SPREAD["average"]))
+    return bool(files_of(folder, state.SPREAD["average"]))
 
 
 def read_weights(folder: Folder, average: bool) -> dict[str, Tensor]:
@@ -189,7 +189,12 @@ def read_run(folder: Folder) -> config.Run:
         return runfile.load(path, [])
 
 
-def _trainer(folder: Folder) -> dict[str, Any]:
+def read_trainer(folder: Folder) -> dict[str, Any]:
+    """state/trainer.json: format, step, samples, world_size, attempt, saved, facts.
+
+    Raises:
+        UserError: it is of another format.
+    """
     trainer: dict[str, Any] = json.loads((folder / state.TRAINER).read_text())
     if trainer["format"] != state.FORMAT:
         rule = "is later than" if trainer["format"] > state.FORMAT else "is older than"
@@ -198,13 +203,13 @@ def _trainer(folder: Folder) -> dict[str, Any]:
     return trainer
 
 
-def _files(folder: Folder, stem: str) -> list[Folder]:
+def files_of(folder: Folder, stem: str) -> list[Folder]:
     """Those that the manifest vouches for, and no others."""
     return [folder / name for name in files.manifest(folder) if state.is_file_of(stem, name)]
 
 
 def _stored(folder: Folder, stem: str) -> Stored:
-    return Stored(_files(folder, stem))
+    return Stored(files_of(folder, stem))
 
 
 def _listed(homes: Iterable[Folder], before: int | None = None) -> list[Folder]:

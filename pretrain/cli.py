@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from typing import NoReturn
 
 from pretrain import __version__, errors
+from pretrain.signals import armed
 
 VERBS = {
-    "train": "train a dual encoder, or go on where it was: train CONFIG [--section.key value] [--profile A..B]",
+    "train": "train a dual encoder, or go on where it was: train CONFIG [--section.key value] [--profile A..B] [--replay STEP]",
     "evaluate": "measure a run, checkpoint or export on held-out shards: evaluate RUN --task zero_shot|retrieval",
     "export": "write the encoders for another library, proven equal: export RUN OUT --to open_clip",
     "pack": "make WebDataset shards: pack folder DIR OUT | table FILE OUT | shards SHARDS OUT | digits OUT",
     "index": "build the shards' offset indexes, or check the shards: index SHARDS... [--check] [--report PAGE]",
     "drill": "put a small run through faults, kills first: drill [--only PATTERN] [--ranks 2] [--short]",
     "doctor": "look over machine and config without training: doctor CONFIG [--section.key value] [--json]",
+    "checkpoint": "look into checkpoints: checkpoint inspect RUN|STEP | verify RUN|STEP | consolidate STEP OUT",
     "ranks": "where every rank of a run is, or how it ended: ranks RUN [--json] [--trace]",
     "bench": "measure beside open_clip what the README quotes: bench loss|step|overlap [--json], in a checkout",
 }
@@ -39,7 +42,10 @@ def run(argv: list[str]) -> int:
     except errors.UserError as mistake:
         _tell(f"pretrain {verb}: {mistake}")
         return errors.USER_ERROR
-    except errors.ProcessDied as died:
+    except errors.RanksLost as lost:
+        print(f"pretrain {verb}: {lost}", file=sys.stderr, flush=True)  # by every rank: the first may be gone
+        return errors.FAILURE
+    except (errors.ProcessDied, errors.RunFailed) as died:
         _tell(f"pretrain {verb}: {died}")
         return errors.FAILURE
     except errors.Stopped as stopped:
@@ -61,9 +67,11 @@ def _do(verb: str, args: list[str]) -> None:
     elif verb not in VERBS:
         raise errors.UserError(f"there is no such verb; one of {', '.join(VERBS)}")
     else:
-        from pretrain import verbs
+        # Before the slow imports: a signal that comes during them counts, and kills nothing by its default.
+        with armed() if verb in STOPPABLE else nullcontext():
+            from pretrain import verbs
 
-        getattr(verbs, verb)(args)
+            getattr(verbs, verb)(args)
 
 
 def _overview() -> str:

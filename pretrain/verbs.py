@@ -14,24 +14,27 @@ from tyro.conf import Positional
 from pretrain import flags
 from pretrain.errors import UserError
 from pretrain.show import show
+from pretrain.verbs_checkpoint import checkpoint
 from pretrain.verbs_data import index, pack
 from pretrain.verbs_drill import drill, faults
 from pretrain.verbs_ranks import ranks
 
-__all__ = ["bench", "drill", "evaluate", "export", "index", "pack", "ranks", "show", "train"]
+__all__ = ["bench", "checkpoint", "doctor", "drill", "evaluate", "export", "index", "pack", "ranks", "show", "train"]
 
 Average = Literal["auto", "yes", "no"]
 _AVERAGE: dict[Average, bool | None] = {"auto": None, "yes": True, "no": False}
 
 
 def train(args: list[str]) -> None:
-    """`pretrain train CONFIG [--section.key value] [--print-config] [--profile A..B]`."""
+    """`pretrain train CONFIG [--section.key value] [--print-config] [--profile A..B] [--replay STEP]`."""
     from pretrain import runfile
+    from pretrain.guard import asked
     from pretrain.profiling import window
     from pretrain.signals import armed
 
     show, args = "--print-config" in args, [arg for arg in args if arg != "--print-config"]
     steps, args = window.take_from(args)
+    again, args = asked.step_of(args)
     named = bool(args) and not args[0].startswith("-")
     with faults(), armed() as stop:
         run = runfile.load(args[0] if named else None, args[named:])
@@ -39,6 +42,11 @@ def train(args: list[str]) -> None:
             print(runfile.dump(run), end="")
             return
         stop.choose(run.train.stop_signal)
+        if again is not None:
+            from pretrain.guard.replay import replay
+
+            replay(run, again)
+            return
         from pretrain.train import train
 
         train(run, stop, steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -91,4 +92,5 @@ def _wholes(tensors: Mapping[str, Tensor]) -> list[Piece]:
 def _texts(state: State, world: World, config_text: str, attempt: int) -> dict[str, str]:
     trainer: dict[str, Any] = {"format": names.FORMAT, "step": state.step, "samples": state.samples}
     trainer |= {"world_size": world.size, "attempt": attempt, "facts": state.facts}
+    trainer["saved"] = datetime.now(UTC).isoformat(timespec="seconds")
     return {names.TRAINER: json.dumps(trainer, indent=1) + "\n", names.CONFIG: config_text}
