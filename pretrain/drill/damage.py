@@ -44,13 +44,13 @@ def largest(run_folder: Path) -> Path:
 
 
 def truncate(run_folder: Path) -> None:
-    """The end of a file is missing."""
+    """the newest checkpoint's largest file is cut off"""
     path = largest(run_folder)
     path.write_bytes(path.read_bytes()[:-100])
 
 
 def flip(run_folder: Path) -> None:
-    """One bit of a file is another one; its size is right."""
+    """one bit of the newest checkpoint has changed"""
     path = largest(run_folder)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -58,23 +58,23 @@ def flip(run_folder: Path) -> None:
 
 
 def uncommit(run_folder: Path) -> None:
-    """COMMIT is missing."""
+    """the newest checkpoint has no COMMIT"""
     (newest(run_folder) / "COMMIT").unlink()
 
 
 def garble_manifest(run_folder: Path) -> None:
-    """The manifest is no JSON any more."""
+    """the newest checkpoint's manifest is not JSON"""
     (newest(run_folder) / "manifest.json").write_text("{")
 
 
 def tear_metrics(run_folder: Path) -> None:
-    """The last line of metrics.jsonl is half a line."""
+    """the last line of metrics.jsonl is torn"""
     path = run_folder / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-40])
 
 
 def litter(run_folder: Path) -> None:
-    """Locks and unfinished folders of processes that are gone, also such as this version would not leave."""
+    """unfinished folders and a lock of processes that are gone"""
     parent = run_folder / "checkpoints"
     for name in (".saving_step_00000009", ".removing_step_00000003", ".saving_step_00000009.attempt_1", "tmp"):
         shutil.copytree(newest(run_folder), parent / name, dirs_exist_ok=True)

@@ -127,10 +127,10 @@ def _surroundings() -> Iterator[Fault]:
     for sign, word in ((1, "ahead"), (-1, "back")):
         jump = f"clock@backward:step=4:rank=0:value={sign * DAY_S}"
         yield survived(f"clock-{word}", f"rank 0's clock jumps a day {word}", jump)
-    yield survived("wandb-broken", "every call of wandb raises", "wandb@start", "--log.wandb", "true")
+    yield survived("wandb-broken", "every call of wandb raises", "wandb@start", "--log.wandb", "drill")
     broken = ("tensorboard@start", "--log.tensorboard", "true")
     yield survived("tensorboard-broken", "every write of TensorBoard raises", *broken)
-    worker = injected("worker@backward:step=5:rank=1", FAILED, says="data worker")
+    worker = injected("worker@backward:step=5:rank=1", FAILED, says="data.workers: worker 0 of rank 1")
     yield Fault("worker-killed", "SIGKILL of a decoding process of rank 1", worker, ("--data.workers", "1"))
     yield Fault("exception", "rank 1 raises in the loss", injected("raise@loss:step=5:rank=1", FAILED))
     yield Fault("shard-missing", "a shard is away when the run starts", disks.without("shards/*1.tar"), source="shards")
@@ -140,7 +140,7 @@ def _surroundings() -> Iterator[Fault]:
 
 def _damage() -> Iterator[Fault]:
     def harmed(name: str, harm: damage.Harm, says: str = "") -> Fault:
-        return Fault(name, (harm.__doc__ or "").rstrip("."), damage.damaged(harm, says))
+        return Fault(name, harm.__doc__ or name, damage.damaged(harm, says))
 
     yield harmed("checkpoint-truncated", damage.truncate, "is damaged")
     yield harmed("checkpoint-bit-flipped", damage.flip, "is damaged")
