@@ -66,6 +66,7 @@ def environment(run: Run) -> dict[str, Any]:
         "gpus": gpus(),
         "git": git(Path(__file__).parent),
         "variables": redact_variables(os.environ),
+        "deepspeed": deepspeed_file(run.parallel.deepspeed),
     }
     return {name: _without(value, hidden) for name, value in record.items()}
 
@@ -131,6 +132,11 @@ def secrets(variables: Mapping[str, str]) -> list[str]:
     """Values of secret variables, long enough that finding one elsewhere is no coincidence; longest first."""
     values = {value for name, value in variables.items() if _SECRET.search(name) and len(value) >= 8}
     return sorted(values, key=len, reverse=True)
+
+
+def deepspeed_file(path: str | None) -> Any:
+    """What a user's DeepSpeed JSON says at this start, since config.yaml names it only; None: there is none."""
+    return None if path is None else json.loads(Path(path).read_text())
 
 
 def versions() -> dict[str, str | None]:

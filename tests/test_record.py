@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from pretrain import record
-from pretrain.config import Data, Run, Train
+from pretrain.config import Data, Parallel, Run, Train
 from pretrain.errors import UserError
 
 
@@ -28,6 +29,15 @@ def test_environment_names_what_the_numbers_depend_on(tmp_path: Path) -> None:
     assert found["cpu"]["cores"] >= 1
     assert len(found["gpus"]) == torch.cuda.device_count()
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_deepspeed_file_is_kept_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text('{"zero_optimization": {"stage": 1}, "wandb": {"team": "https://me:secret@host"}}')
+    run = a_run(tmp_path)
+    assert record.environment(run)["deepspeed"] is None
+    found = record.environment(replace(run, engine="deepspeed", parallel=Parallel(deepspeed=str(file))))["deepspeed"]
+    assert found == {"zero_optimization": {"stage": 1}, "wandb": {"team": f"https://{record.REDACTED}@host"}}
 
 
 def test_no_secret_reaches_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

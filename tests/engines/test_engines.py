@@ -10,14 +10,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import distributed_c10d
 
-from pretrain import objectives
+from pretrain import config, engines, objectives
 from pretrain.errors import UserError
+from pretrain.model import build
 from pretrain.towers.architecture import SHIPPED
 
 _spec = importlib.util.spec_from_file_location("tests_engines_training", Path(__file__).with_name("training.py"))
@@ -120,7 +124,7 @@ def test_ranks_that_parameters_do_not_divide_by(ranks: Any) -> None:
         ("fsdp2", {"offload": True}, {}),
         ("fsdp2", {}, {"model": LOCKED, "micro_batch": 3}),
         ("fsdp2", {}, {"model": {"lock_text": 0}}),
-        ("fsdp2", {}, {"model": {"grad_checkpointing": True}, "micro_batch": 3}),
+        ("fsdp2", {}, {"model": {"grad_checkpointing": "all"}, "micro_batch": 3}),
         ("fsdp2", {}, {"optim": {"name": "stable_adamw"}}),
         ("fsdp2", {}, {"optim": {"name": "lamb"}}),
     ],
@@ -174,8 +178,8 @@ def towers(folder: Path, kind: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.ranks
-@pytest.mark.parametrize(("kind", "checkpointing"), [("test_vit", True), ("test_convnext", False)])
-def test_towers_of_timm_and_hugging_face(ranks: Any, tmp_path: Path, kind: str, checkpointing: bool) -> None:
+@pytest.mark.parametrize(("kind", "checkpointing"), [("test_vit", "all"), ("test_convnext", "off")])
+def test_towers_of_timm_and_hugging_face(ranks: Any, tmp_path: Path, kind: str, checkpointing: str) -> None:
     model = {"name": towers(tmp_path, kind), "grad_checkpointing": checkpointing}
     case = {"fp64": True, "steps": 3, "micro_batch": 3, "model": model}
     found = on_ranks(ranks, 2, "fsdp2", {}, **case)
@@ -228,6 +232,25 @@ def refused(replicas: int) -> str:
 def test_replicas_that_ranks_do_not_fit_are_refused(ranks: Any, replicas: int) -> None:
     for said in ranks(2).run(refused, replicas):
         assert f"parallel.replicas {replicas} does not leave 2 ranks" in said
+
+
+def waits(engine: str, parallel: dict[str, Any]) -> dict[str, float]:
+    """Seconds that each process group of a new engine waits for the other ranks, by its description."""
+    world = replace(training.world_now(), timeout=timedelta(seconds=77))
+    clip, device = objectives.find("clip"), engines.starts_on(engine, world)
+    model = build(config.Model(name="debug-tiny"), [clip(clip.Options())], seed=1, device=device)
+    before = set(distributed_c10d._world.pg_map)
+    engines.find(engine, world.size)(model, config.Optim(), world, config.Parallel(**parallel))
+    made = [group for group in distributed_c10d._world.pg_map if group not in before]
+    return {group.group_name: group._get_backend(training.CPU).options._timeout.total_seconds() for group in made}
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_every_group_waits_as_long_as_the_run_says(ranks: Any) -> None:
+    """torch gives a further group its own half hour, whatever train.timeout_s is."""
+    for found in ranks(4).run(waits, "fsdp2", {"replicas": 2}):
+        assert list(found.values()) == [77.0, 77.0]
 
 
 def test_one_process_has_nothing_to_spread() -> None:

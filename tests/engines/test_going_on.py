@@ -1,13 +1,26 @@
-"""One run through several engines and world sizes, as a user starts it."""
+"""One run through several engines and world sizes, as a user starts it; and stopped and taken up bit for bit."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
+import torch.distributed as dist
+
+from pretrain import runfile, train
+from pretrain.errors import Stopped, UserError
+from pretrain.signals import StopRequest
+from pretrain.world import World
 
 _spec = importlib.util.spec_from_file_location("tests_training", Path(__file__).parents[1] / "test_training.py")
 assert _spec is not None
@@ -17,44 +30,115 @@ sys.modules[_spec.name] = jobs
 _spec.loader.exec_module(jobs)
 
 pytestmark = [pytest.mark.slow, pytest.mark.ranks]
-FLAGS = ("--train.samples", 960, "--optim.ema-decay", 0.9, "--log.batch-digest", "true")  # 30 steps
+FLAGS = ("--train.samples", "768", "--optim.ema-decay", "0.9", "--log.batch-digest", "true")  # 24 steps
+DEEPSPEED = ("--engine", "deepspeed", "--parallel.deepspeed")
 
 
-def test_ddp_then_fsdp2_then_one_process(tmp_path: Path) -> None:
-    """The batches and losses of a run that one process did alone, and a checkpoint of the same names and shapes."""
+@contextmanager
+def by_hand(folder: Path, *flags: object) -> Iterator[subprocess.Popen[str]]:
+    """Two ranks without a launcher; the first one is given, and both have ended behind the block."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(23000 + os.getpid() % 9000)}
+    ranks = []
+    for rank in ("0", "1"):
+        with mock.patch.dict(os.environ, shared | {"RANK": rank, "LOCAL_RANK": rank}):
+            ranks.append(jobs.start(jobs.ALONE, folder, *flags))
+    try:
+        yield ranks[0]
+    finally:
+        for job in ranks:
+            job.communicate(timeout=120)
+
+
+def torchrun(folder: Path, *flags: object) -> subprocess.Popen[str]:
+    job: subprocess.Popen[str] = jobs.start(jobs.under_torchrun(2), folder, *flags)
+    return job
+
+
+def test_one_run_under_every_engine(tmp_path: Path) -> None:
+    """ddp, ZeRO 2 and FSDP2 on two ranks, ZeRO 3 on one: the batches and losses of one process, one line of history."""
     jobs.run(jobs.ALONE, tmp_path / "alone", *FLAGS)
-    flags = (*FLAGS, "--train.micro-batch", "8")
-    for step, engine in ((8, ("--engine", "ddp")), (18, ("--engine", "fsdp2", "--parallel.reshard", "false"))):
-        with jobs.start(jobs.under_torchrun(2), tmp_path / "moved", *flags, *engine) as job:
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"train_batch_size": 32, "zero_optimization": {"overlap_comm": False}}))
+    parts: list[tuple[int, Callable[..., Any], tuple[object, ...]]] = [
+        (5, torchrun, ("--engine", "ddp")),
+        (11, by_hand, (*DEEPSPEED, file, "--parallel.zero-stage", "2", "--train.micro-batch", "8")),
+        (17, torchrun, ("--engine", "fsdp2", "--parallel.reshard", "false", "--train.micro-batch", "8")),
+    ]
+    for step, launch, engine in parts:
+        with launch(tmp_path / "moved", *FLAGS, *engine) as job:
             jobs.until_step(job, tmp_path / "moved" / "debug", step)
             job.terminate()
             said = job.communicate(timeout=120)[1]
         assert "saved after step" in said, said
-    jobs.run(jobs.ALONE, tmp_path / "moved", *FLAGS)
+    jobs.run(jobs.ALONE, tmp_path / "moved", *FLAGS, *DEEPSPEED, file, "--parallel.zero-stage", "3")
     found, expected = (jobs.records(tmp_path / name / "debug") for name in ("moved", "alone"))
-    assert [line["step"] for line in found] == list(range(1, 31))
+    assert [line["step"] for line in found] == list(range(1, 25))
     assert [line["batch_digest"] for line in found] == [line["batch_digest"] for line in expected]
     for one, other in zip(found, expected, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-3)
         assert one["grad_norm"]["total"] == pytest.approx(other["grad_norm"]["total"], rel=5e-2)
     one, other = jobs.tensors(tmp_path / "moved" / "debug"), jobs.tensors(tmp_path / "alone" / "debug")
     assert {name: len(content) for name, content in one.items()} == {name: len(c) for name, c in other.items()}
+    starts = json.loads((tmp_path / "moved" / "debug" / "environment.json").read_text())
+    assert [start["deepspeed"] is not None for start in starts] == [False, True, False, True]
+    assert starts[1]["deepspeed"]["train_batch_size"] == 32
 
 
-def test_fsdp2_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    """Stopped and started again on the same ranks: the weights, moments and average of a run that was left alone."""
-    flags = (*FLAGS, "--engine", "fsdp2")
-    jobs.run(jobs.under_torchrun(2), tmp_path / "calm", *flags)
-    with jobs.start(jobs.under_torchrun(2), tmp_path / "stopped", *flags) as job:
-        jobs.until_step(job, tmp_path / "stopped" / "debug", 13)
-        job.terminate()
-        job.communicate(timeout=120)
-    jobs.run(jobs.under_torchrun(2), tmp_path / "stopped", *flags)
+class StopAfter(StopRequest):
+    """Asked to stop once a step is logged."""
+
+    def __init__(self, folder: Path, step: int | None) -> None:
+        self.folder, self.step = folder, step
+        super().__init__()
+
+    @property
+    def received(self) -> str | None:
+        reached = self.step is not None and any(line["step"] >= self.step for line in jobs.records(self.folder))
+        return "SIGTERM" if reached else None
+
+    @received.setter
+    def received(self, value: str | None) -> None:
+        assert value is None
+
+
+def start(folder: str, flags: list[str], stop_after: int | None = None) -> str:
+    """A start of a run inside a rank that is joined already: all of `train` but the joining. How it ended."""
+    world = World(dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu"))
+    run = runfile.load("configs/debug.yaml", ["--folder", folder, *flags])
+    with mock.patch.object(train, "join", return_value=nullcontext(world)):
+        try:
+            train.train(run, StopAfter(run.path, stop_after))
+        except (Stopped, UserError) as error:
+            return str(error)
+    return "finished"
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [("--engine", "fsdp2"), ("--engine", "deepspeed", "--parallel.zero-stage", "3", "--train.micro-batch", "4")],
+    ids=str,
+)
+def test_a_stopped_run_goes_on_bit_for_bit(ranks: Any, engine: tuple[str, ...], tmp_path: Path) -> None:
+    """On the same ranks: the weights, moments and average of a run that was left alone."""
+    flags, pool = ["--train.samples", "384", "--optim.ema-decay", "0.9", *engine], ranks(2)
+    assert pool.run(start, str(tmp_path / "calm"), flags) == ["finished"] * 2
+    for said in pool.run(start, str(tmp_path / "stopped"), flags, 5):
+        assert "saved after step 5" in said
+    assert pool.run(start, str(tmp_path / "stopped"), flags) == ["finished"] * 2
+    assert jobs.newest(tmp_path / "stopped" / "debug").name == "step_00000012"
     assert jobs.tensors(tmp_path / "stopped" / "debug") == jobs.tensors(tmp_path / "calm" / "debug")
 
 
-def test_broken_weights_end_every_rank_though_one_alone_has_them_whole(tmp_path: Path) -> None:
-    flags = ("--engine", "fsdp2", "--optim.lr", "1e30", "--optim.warmup-samples", "0")
-    said = jobs.run(jobs.under_torchrun(2), tmp_path, *flags, expect=1)
-    assert said.count("is not finite after step 10") == 1
+def test_broken_weights_end_every_rank_though_one_alone_has_them_whole(ranks: Any, tmp_path: Path) -> None:
+    flags = ["--engine", "fsdp2", "--optim.lr", "1e39", "--optim.warmup-samples", "0"]
+    for said in ranks(2).run(start, str(tmp_path), flags):
+        assert said.startswith("optim.lr 1e+39: "), said
     assert not list((tmp_path / "debug" / "checkpoints").glob("step_*"))
+
+
+def test_a_file_that_contradicts_the_run_ends_every_rank(ranks: Any, tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"train_batch_size": 32}))
+    flags = [*DEEPSPEED, str(file), "--train.global-batch", "64"]
+    for said in ranks(2).run(start, str(tmp_path), flags):
+        assert "train_batch_size 32 contradicts train.global_batch 64" in said
