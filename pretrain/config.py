@@ -89,7 +89,7 @@ class Model:
     name: str = "ViT-B-32"
     """An open_clip model name, the name of a JSON in configs/models, or the path of such a JSON."""
     pretrained: str | None = None
-    """An open_clip pretrained tag, or the path of a checkpoint, to start from."""
+    """An open_clip tag, or the path of a checkpoint, an export or a transformers folder, to start from."""
     quick_gelu: bool = False
     """Force QuickGELU, which OpenAI's original weights need."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -200,6 +200,8 @@ class Train:
     """Pairs per rank and tower pass: the memory; smaller than global_batch / ranks turns on the cached-feature step."""
     timeout_s: float = free(600.0)
     """Seconds after which a collective that not every rank entered ends the run."""
+    stop_signal: str = free("USR2")
+    """A further signal that means: save and end, beside TERM and INT. USR1, USR2, HUP, QUIT or XCPU."""
     threads: int | None = None
     """CPU threads per rank for tensor arithmetic; default: the machine's cores shared out."""
 

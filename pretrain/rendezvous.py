@@ -15,6 +15,8 @@ from datetime import timedelta
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
+from pretrain.errors import RanksLost
+
 POLL_S = 0.02
 
 
@@ -38,7 +40,7 @@ def _name_attempt(store: Store, size: int, timeout_s: float) -> str:
             elif store.check([f"call/{rank}"]):
                 store.set(f"answer/{rank}/{store.get(f'call/{rank}').decode()}", name)
         if time.monotonic() > deadline:
-            raise TimeoutError(f"ranks {sorted(missing)} did not come within {timeout_s:.0f} s")
+            raise RanksLost(f"ranks {sorted(missing)} did not come within {timeout_s:.0f} s")
         time.sleep(POLL_S)
     return name
 

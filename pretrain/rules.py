@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from pretrain import signals
 from pretrain.data.images import augmentations
 from pretrain.data.texts import edits
-from pretrain.guard import limits
+from pretrain.guard import asked
 from pretrain.speed import options
 
 if TYPE_CHECKING:
@@ -267,6 +268,11 @@ def train(train: Train) -> Rules:
             f"train.micro_batch {train.micro_batch} must be at least 1 pair; none means a rank's whole share",
         ),
         (train.timeout_s <= 0, f"train.timeout_s {train.timeout_s} must be positive"),
+        (
+            not signals.known(train.stop_signal),
+            f"train.stop_signal {train.stop_signal} must be one of {', '.join(signals.MAY_STOP)}: others cannot be "
+            "caught, or mean a fault",
+        ),
         (train.threads is not None and train.threads < 1, f"train.threads {train.threads} must be at least 1"),
     ]
 
@@ -293,7 +299,7 @@ def whole(run: Run) -> Rules:
     warmup, decay, samples = run.optim.warmup_samples, run.optim.decay_samples, run.train.samples
     return [
         *((True, problem) for problem in options.problems(run.model, run.engine)),
-        *((True, problem) for problem in limits.problems(run.guard)),
+        *((True, problem) for problem in asked.problems(run.guard)),
         (
             samples is not None and warmup + decay > samples,
             f"optim.warmup_samples {warmup} + optim.decay_samples {decay} exceed train.samples {samples}",

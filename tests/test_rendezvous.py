@@ -9,6 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from pretrain import rendezvous
+from pretrain.errors import RanksLost
 
 
 def attempt(store: dist.Store, size: int) -> set[str]:
@@ -39,5 +40,5 @@ def test_every_attempt_has_a_name_of_its_own(size: int, store: dist.Store) -> No
 
 def test_a_call_of_a_dead_rank_is_not_taken_for_a_rank(store: dist.Store) -> None:
     store.set("call/1", "left by the attempt before")
-    with pytest.raises(TimeoutError, match=r"ranks \[1\] did not come"):
+    with pytest.raises(RanksLost, match=r"ranks \[1\] did not come"):
         rendezvous._name_attempt(store, 2, 0.3)

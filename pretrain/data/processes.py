@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
+from pretrain import signals
 from pretrain.errors import ProcessDied, UserError
 
 T = TypeVar("T")
@@ -77,7 +78,8 @@ class _Staff:
             return self._idle.pop()
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._work), daemon=True)
-        process.start()
+        with signals.held():
+            process.start()
         theirs.close()  # so that the end of the process is an end of file here
         self._all[ours] = process
         return ours
@@ -110,7 +112,7 @@ class _Staff:
 
 def _serve(conn: Connection, work: _Work) -> None:
     """Answer tasks until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signals.leave_to_parent()
     while True:
         try:
             task = conn.recv()

@@ -23,12 +23,12 @@ from typing import Any, Protocol
 
 import torch
 
+from pretrain import signals
 from pretrain.data.stages import NAMES, STAGES
 from pretrain.errors import ProcessDied, UserError
 
 log = logging.getLogger(__name__)
 
-_LEFT_TO_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _NOTE = struct.Struct("qq")
 _PARENT_CHECK_S = 5.0
 PATIENCE_S = 480.0
@@ -134,7 +134,10 @@ class Workers:
     def _fork(self, job: Job, number: int, count: int) -> _Worker:
         ours, theirs = Pipe()
         parent = os.getpid()
-        pid = os.fork()
+        with signals.held():
+            pid = os.fork()
+            if not pid:
+                signals.leave_to_parent()
         if pid:
             theirs.close()
             return _Worker(number, pid, ours)
@@ -189,8 +192,6 @@ class Workers:
 
 def _serve(job: Job, number: int, count: int, pipe: Connection[Any, Any], parent: int, note: Note) -> None:
     """Do tasks until the parent closes the pipe, or is gone."""
-    for name in _LEFT_TO_THE_PARENT:  # schedulers signal every process of a job; the parent ends its workers itself
-        signal.signal(name, signal.SIG_IGN)
     torch.set_num_threads(1)
     done = queue.SimpleQueue[tuple[int, Any]]()
     # A thread sends: a full pipe must not keep a worker from its next task.

@@ -19,6 +19,7 @@ from torch import Tensor
 from pretrain.errors import UserError
 from pretrain.evaluate.base import Setting
 from pretrain.kernels.ranks import Relevance, Standing, ranks
+from pretrain.signals import interruptible
 
 RECALL_AT = (1, 5, 10)
 
@@ -43,7 +44,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     Raises:
         UserError: there are no held-out samples, or none has a caption.
     """
-    with setting.world.together("encoding held-out pairs"), torch.inference_mode():
+    with setting.world.together("encoding held-out pairs"), interruptible(), torch.inference_mode():
         own = encode(setting)
     everything = gather(setting, own)
     if not len(everything.pairs):
@@ -88,7 +89,7 @@ def gather(setting: Setting, own: Found) -> Found:
 def _standing(setting: Setting, queries: Tensor, candidates: Tensor, relevance: Relevance) -> Standing:
     """Every query's standing; each rank ranks its part of the queries."""
     part = setting.share(len(queries))
-    with setting.world.together("ranking held-out pairs"):
+    with setting.world.together("ranking held-out pairs"), interruptible():
         own = ranks(queries[part.start : part.stop], candidates, relevance.rows(part.start, part.stop))
     columns = torch.stack([own.greater, own.ties, own.equals], 1).cpu()
     return Standing(*setting.world.gather_rows(columns).unbind(1))

@@ -19,6 +19,7 @@ from pretrain.data.evaluation import EvalBatch
 from pretrain.errors import UserError
 from pretrain.evaluate.base import Setting, split
 from pretrain.kernels.ranks import Relevance, ranks
+from pretrain.signals import interruptible
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         classes = Classes.read(setting.classes)
     weights = classifier(setting, classes)
     counts = torch.zeros(len(classes.names), 3, dtype=torch.float64)
-    with setting.world.together("classifying held-out samples"), torch.inference_mode():
+    with setting.world.together("classifying held-out samples"), interruptible(), torch.inference_mode():
         for batch in setting.batches:
             labels = torch.tensor(_labels(batch, len(classes.names)), dtype=torch.int64)
             counts.index_add_(0, labels, hits(setting.images(batch), weights, labels.to(weights.device)).cpu())
@@ -81,7 +82,7 @@ def classifier(setting: Setting, classes: Classes) -> Tensor:
     """[C, D] fp32 on the world's device, unit norm; the ranks share the work. Collective."""
     own = setting.share(len(classes.names))
     parts = [torch.empty(0, setting.width)]
-    with setting.world.together("encoding the classes"), torch.inference_mode():
+    with setting.world.together("encoding the classes"), interruptible(), torch.inference_mode():
         for names in split([classes.names[n] for n in own], max(1, setting.batch_size // len(classes.templates))):
             features = setting.texts([prompt for name in names for prompt in classes.prompts(name)])
             mean = features.reshape(len(names), len(classes.templates), -1).mean(1)

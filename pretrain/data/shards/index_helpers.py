@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 
+from pretrain import signals
 from pretrain.config import Data
 from pretrain.errors import ProcessDied, UserError
 
@@ -28,16 +29,10 @@ class Helpers:
         here = str(Path(__file__).resolve().parents[3])
         paths = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
         command = [sys.executable, "-m", "pretrain.data.shards.index_helpers", *([index_dir] if index_dir else [])]
-        self._all = [
-            subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "PYTHONPATH": paths},
-            )
-            for _ in range(count)
-        ]
+        environment = {**os.environ, "PYTHONPATH": paths}
+        start = partial(subprocess.Popen, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        with signals.held():
+            self._all: list[subprocess.Popen[str]] = [start(env=environment) for _ in range(count)]
         self._free = SimpleQueue[subprocess.Popen[str]]()
         for process in self._all:
             self._free.put(process)
@@ -92,7 +87,7 @@ def main(index_dir: str | None) -> None:
     from pretrain.data import storage
     from pretrain.data.shards import indexing
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process, by closing its stdin
+    signals.leave_to_parent()  # which ends this process by closing its stdin
     data = Data(index_dir=index_dir)
     local = storage.make(data)
     for line in sys.stdin:

@@ -23,6 +23,7 @@ from pretrain.data.shards import tar
 from pretrain.data.shards.facts import Shard, ShardIndex
 from pretrain.data.shards.index_helpers import Helpers
 from pretrain.data.storage import Blob, Stat, Storage, is_local
+from pretrain.phases import phase
 
 _THREADS, _REMOTE_THREADS = 8, 16
 _LOCAL_READ, _REMOTE_READ = 1 << 18, 1 << 23
@@ -186,7 +187,7 @@ class Progress:
 
     def add(self) -> None:
         """One more is done."""
-        with self._lock:
+        with phase("start", f"{self._done + 1} of {self._total} shards indexed"), self._lock:
             self._done += 1
             now, live = time.monotonic(), sys.stderr.isatty()
             if self._speaks and now >= self._due:
