@@ -122,22 +122,27 @@ class Sinks:
         self.close()
 
 
-def open_sinks(run: Run, world: World, total_samples: int, step: int = 0, samples: int = 0) -> Sinks:
+def open_sinks(
+    run: Run, world: World, total_samples: int, step: int = 0, samples: int = 0, position: int | None = None
+) -> Sinks:
     """The sinks that a run asks for.
 
     Args:
         total_samples: length of the run.
         step: optimizer steps done; later records of an earlier attempt are removed from metrics.jsonl.
-        samples: pairs seen; later skips are removed likewise, because the run will meet them again.
+        samples: pairs seen.
+        position: of the next sample in the data order; later skips are removed likewise, because the run will meet
+            them again; None: `samples`.
 
     Raises:
         OSError: the run folder cannot be written.
     """
     if not world.is_main:
         return Sinks({}, [])
+    before = samples if position is None else position
     files = {
         "metrics": Jsonl(run.path / "metrics.jsonl", lambda record: record["step"] <= step),
-        "skips": Jsonl(run.path / "skips.jsonl", lambda record: bool(samples) and record["index"] < samples),
+        "skips": Jsonl(run.path / "skips.jsonl", lambda record: bool(samples) and record["index"] < before),
         "events": Jsonl(run.path / "events.jsonl"),
     }
     makers: list[Callable[[], Sink]] = [

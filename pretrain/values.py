@@ -212,6 +212,20 @@ class GradNorms:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What one optimizer step gave on this rank, as it lies on the device."""
+
+    terms: Terms
+    features: Features
+    grad_norms: GradNorms
+    lr: float
+
+    def report(self) -> StepReport:
+        """Its numbers, cut from the graph."""
+        return StepReport.of(self.terms, self.features, self.grad_norms)
+
+
+@dataclass(frozen=True)
 class StepReport:
     """What one optimizer step did on this rank; tensors stay on the device until somebody logs them."""
 

@@ -12,10 +12,11 @@ from types import TracebackType
 import torch
 
 from pretrain.config import Data, Run
-from pretrain.data import order, patterns, storage
+from pretrain.data import left_out, order, patterns, storage
 from pretrain.data.digest import batch_digest, combine, row_digests
 from pretrain.data.evaluation import EvalBatch, EvalLoader, eval_loader
 from pretrain.data.images.transforms import ImageSpec
+from pretrain.data.left_out import Stretch
 from pretrain.data.rows import Part, Tokenize, TrainRows
 from pretrain.data.shards.reader import ShardSource, Source
 from pretrain.data.shuffle import quality
@@ -63,6 +64,7 @@ def train_loader(
     stop_sample: int,
     source: Source | None = None,
     wanted: Wanted | None = None,
+    without: Sequence[Stretch] = (),
 ) -> Loader:
     """This rank's part of the global batches that lie between two positions of the run's sample stream.
 
@@ -72,6 +74,8 @@ def train_loader(
         stop_sample: samples at which it ends; a last piece smaller than a global batch is left out.
         source: from `train_source`, where the caller has needed its length before.
         wanted: columns beside the pair, for `Batch.extra`.
+        without: stretches of the data order, of whole global batches, that the run leaves out; its samples are counted
+            without them.
 
     Raises:
         UserError: data.train names nothing, a shard is no good tar, or the batch does not divide over the ranks.
@@ -84,7 +88,7 @@ def train_loader(
     if world.is_main and isinstance(source, ShardSource):
         _tell(source, samples, run)
     rows = TrainRows(source, samples, run.data, spec, tokenize, wanted)
-    return Loader(rows, run, world, start_sample, stop_sample)
+    return Loader(rows, run, world, start_sample, stop_sample, without)
 
 
 def _tell(source: ShardSource, samples: order.SampleOrder, run: Run) -> None:
@@ -104,7 +108,9 @@ def _tell(source: ShardSource, samples: order.SampleOrder, run: Run) -> None:
 class Loader:
     """Iterates over this rank's `Batch`es, once. A context manager: leaving it ends the workers."""
 
-    def __init__(self, rows: TrainRows, run: Run, world: World, start: int, stop: int) -> None:
+    def __init__(
+        self, rows: TrainRows, run: Run, world: World, start: int, stop: int, without: Sequence[Stretch] = ()
+    ) -> None:
         self.samples_per_epoch, self.fingerprint = len(rows.source), rows.source.fingerprint
         self.workers = run.data.workers
         self.ahead = run.data.prefetch if run.data.workers else 0
@@ -115,7 +121,8 @@ class Loader:
         """What the batches handed out so far have cost this rank's workers, and the captions cut in them."""
         self._device, self._bad = world.device, BadRate(run.data.max_bad)
         batch = run.train.global_batch
-        self._shares = _Shares(range(start, stop - batch + 1, batch), world.rank, batch // world.size)
+        starts = range(start, stop - batch + 1, batch)
+        self._shares = _Shares(starts, world.rank, batch // world.size, without)
         self._batches = self._iterate(stream(rows, self._shares, run.data, world.device, world.rank))
 
     def __len__(self) -> int:
@@ -159,14 +166,14 @@ class Loader:
 class _Shares(Sequence[range]):
     """This rank's positions of each global batch."""
 
-    def __init__(self, starts: range, rank: int, rows: int) -> None:
-        self._starts, self._first, self._rows = starts, rank * rows, rows
+    def __init__(self, starts: range, rank: int, rows: int, without: Sequence[Stretch]) -> None:
+        self._starts, self._first, self._rows, self._without = starts, rank * rows, rows, without
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, batch: int) -> range:  # type: ignore[override]
-        start = self._starts[batch] + self._first
+        start = left_out.position(self._starts[batch], self._without) + self._first
         return range(start, start + self._rows)
 
 

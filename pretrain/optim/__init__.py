@@ -2,6 +2,7 @@
 
 from pretrain.optim.build import build
 from pretrain.optim.groups import undecayed
+from pretrain.optim.leave_out import reads_on_device, step_if
 from pretrain.optim.moments import load_moments, moments
 from pretrain.optim.norms import clip, grad_norms
 from pretrain.optim.schedule import learning_rate, set_rate, tell
@@ -13,7 +14,9 @@ __all__ = [
     "learning_rate",
     "load_moments",
     "moments",
+    "reads_on_device",
     "set_rate",
+    "step_if",
     "tell",
     "undecayed",
 ]
