@@ -1,4 +1,4 @@
-"""States written by several ranks, each its part, and read by other numbers of ranks under other engines, bit for bit."""
+"""States written by several ranks, each its part, and read by other numbers of ranks and engines, bit for bit."""
 
 from __future__ import annotations
 
