@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -120,10 +120,13 @@ class Collectives:
         run may split independently of each other."""
         if len(ranks) in (1, self.size):
             return Alone() if len(ranks) == 1 else Collectives(rank, self.size, self.group)
+        whole: Any = self.group or dist.group.WORLD
         # Connected at once where this way was: a first message between two ranks only is a way into a deadlock.
-        device = getattr(self.group or dist.group.WORLD, "bound_device_id", None)
-        eager = {} if device is None else {"device_id": device}
-        return Collectives(rank, len(ranks), dist.new_group(ranks, use_local_synchronization=True, **eager))
+        device = getattr(whole, "bound_device_id", None)
+        how: dict[str, Any] = {} if device is None else {"device_id": device}
+        # torch would give a group of a group its own half hour.
+        how["timeout"] = whole._get_backend(whole._device_types[0]).options._timeout
+        return Collectives(rank, len(ranks), dist.new_group(ranks, use_local_synchronization=True, **how))
 
 
 class _Started:
