@@ -10,27 +10,34 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from contextlib import suppress
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
 from pretrain import checkpoint, claim, ema, engines, objectives, optim, record, runfile, seed, snapshot, step
 from pretrain.arithmetic import open_exchange
+from pretrain.checkpoints.saver import Saver
+from pretrain.checkpoints.writing import Keep
 from pretrain.checks import check_world
 from pretrain.config import Run
-from pretrain.data import wanted
+from pretrain.data import left_out, wanted
 from pretrain.data.loader import Loader, combine, row_digests, train_loader, train_source
 from pretrain.data.texts import tokenizer
 from pretrain.errors import Stopped, UserError
+from pretrain.guard import rewind
+from pretrain.guard.guard import Guard
 from pretrain.metrics import Meter
 from pretrain.model import DualEncoder, build
 from pretrain.phases import phase
 from pretrain.profiling.recorder import Recorder
 from pretrain.profiling.window import Window
-from pretrain.signals import StopRequest
+from pretrain.saving import Saving
+from pretrain.signals import StopRequest, interruptible
 from pretrain.sinks import Sinks, open_sinks
-from pretrain.values import Batch, Features, StepReport, Terms
+from pretrain.values import Batch, Features, Outcome, Terms
+from pretrain.watch.watcher import watching
 from pretrain.world import World, join
 
 log = logging.getLogger(__name__)
@@ -45,26 +52,30 @@ def train(run: Run, stop: StopRequest, window: Window | None = None) -> None:
     Raises:
         UserError: the run cannot be; the same one on every rank.
         Stopped: a signal came; a checkpoint of the last finished step is on disk.
+        RanksLost: other ranks are gone, or did not come to a collective.
     """
-    with join(run.train.timeout_s) as world:
+    with watching(run) as watch, join(run.train.timeout_s, watch.traces) as world:
+        stop.before_leaving = watch.end
         check_world(run, world.size)
         use_threads(run)
-        with phase("start"):
-            claim.claim(run.path, run, world, runfile.dump(run))
-            found = checkpoint.newest(run.path, world)
-            training = Training(run, world, known=checkpoint.read_facts(found) if found else {})
+        with phase("start"), interruptible(world.size == 1):
+            taken = claim.claim(run.path, run, world, runfile.dump(run))
+            watch.open(run.path, world)
+            found = checkpoint.newest(taken.homes, world)
+            training = Training(run, world, checkpoint.read_facts(found) if found else {}, taken)
             snapshot.restore(training, found)
             recorder = Recorder(window, run.path / "profile", world, training.steps_left)
+        watch.follow(training)
         training.fit(stop, recorder)
 
 
 class Training:
     """The parts of a run on this rank, and how far it is."""
 
-    def __init__(self, run: Run, world: World, known: Mapping[str, Any]) -> None:
+    def __init__(self, run: Run, world: World, known: Mapping[str, Any], taken: claim.Claim | None = None) -> None:
         self.run, self.world = run, world
         self.step, self.skipped, self.saved_at = 0, 0, time.monotonic()
-        with world.together("building the run"):
+        with world.together("building the run"), interruptible():
             self.objectives = [objectives.find(choice.name)(choice.options) for choice in run.objective]
             self.wanted = wanted.of_objectives(self.objectives)
             device = engines.starts_on(run.engine, world)
@@ -77,25 +88,50 @@ class Training:
         self.exchange = open_exchange(run, world, int(self.model.architecture.towers["embed_dim"]))
         self.engine = engines.find(run.engine, world.size)(self.model, run.optim, world, run.parallel)
         self.average = ema.of(self.engine, self.model.towers, run.optim.ema_decay)
+        keep = Keep(run.checkpoint.keep_last, run.checkpoint.milestone_steps)
+        self.homes = taken.homes if taken else (checkpoint.home(run),)
+        self.saver = Saver(checkpoint.home(run), world, taken.attempt if taken else None, keep)
+        self.guard = Guard(run, world)
         seed.seed_everything(run.seed, world.rank)
 
     def fit(self, stop: StopRequest, recorder: Recorder) -> None:
-        """Every remaining step."""
+        """Every remaining step; again from an earlier one where the guard goes back."""
         optim.tell(self.run.optim, self.run.train.global_batch)
-        with self.loader() as loader, self.sinks() as sinks, Meter(self.world, self.skipped, loader=loader) as meter:
-            for batch, waited_s in recorder.over(self.batches(loader), meter.clock.paused):
-                lr = optim.learning_rate(self.run.optim, self.samples, self.total_samples, self.run.train.global_batch)
-                terms, features = self.forward_backward(batch)
-                with phase("optimizer"):
-                    norms = self.engine.step(lr, self.run.optim.clip_norm)
-                    if self.average is not None:
-                        self.average.update(self.model.towers)
-                self.step += 1
+        self.began_at: int = self.step
+        self.saved_step: int | None = self.step
+        while self.stretch(stop, recorder):
+            self.saved_step = None
+
+    def stretch(self, stop: StopRequest, recorder: Recorder) -> bool:
+        """Steps up to the end of the run (False), or up to where it has gone back (True)."""
+        count = partial(Meter, self.world, self.skipped)
+        with self.loader() as loader, self.sinks() as sinks, count(loader=loader) as meter, self.saver:
+            saving = Saving(self, stop, sinks, meter)
+            for batch, waited_s in recorder.over(self.batches(loader, saving), meter.clock.paused):
+                outcome = self.advance(batch)
                 meter.step(self.run.train.global_batch, batch.skips, waited_s)
-                if self.step % self.run.log.every_steps == 0 or self.samples == self.total_samples:
-                    with phase("logging"):
-                        self.tell(sinks, meter, batch, StepReport.of(terms, features, norms), lr)
-                self.save_or_stop(stop, sinks, meter)
+                done = self.samples == self.total_samples
+                logged = done or self.step % self.run.log.every_steps == 0
+                with phase("logging"):
+                    self.guard.after(self.step, self.model, sinks, logged)
+                    if logged:
+                        self.tell(sinks, meter, batch, outcome)
+                if trouble := self.guard.trouble(self.step, done):
+                    rewind.go_back(self, trouble, sinks)
+                    return True
+                saving.when_due()
+        return False
+
+    def advance(self, batch: Batch) -> Outcome:
+        """One optimizer step."""
+        lr = optim.learning_rate(self.run.optim, self.samples, self.total_samples, self.run.train.global_batch)
+        terms, features = self.forward_backward(batch)
+        with phase("optimizer"):
+            norms = self.engine.step(lr, self.run.optim.clip_norm, self.guard.judging(terms, batch))
+            if self.average is not None:
+                self.average.update(self.model.towers)
+        self.step += 1
+        return Outcome(terms, features, norms, lr)
 
     def forward_backward(self, batch: Batch) -> tuple[Terms, Features]:
         """The plain step where a rank's rows fit in memory, the cached-feature step where they do not."""
@@ -109,6 +145,11 @@ class Training:
         """Samples seen by all ranks: the whole state of the data order, and the x axis of every curve."""
         return self.step * self.run.train.global_batch
 
+    @property
+    def position(self) -> int:
+        """Where the next sample lies in the data order: further than `samples` where some were left out."""
+        return left_out.position(self.samples, self.guard.record.left_out)
+
     @cached_property
     def total_samples(self) -> int:
         """Length of the run, in whole steps."""
@@ -120,12 +161,13 @@ class Training:
         """From here to the end of the run."""
         return (self.total_samples - self.samples) // self.run.train.global_batch
 
-    def tell(self, sinks: Sinks, meter: Meter, batch: Batch, report: StepReport, lr: float) -> None:
+    def tell(self, sinks: Sinks, meter: Meter, batch: Batch, outcome: Outcome) -> None:
         """The record of the step just done, means over ranks, to every sink."""
         digest = self.digest(batch) if self.run.log.batch_digest else None
         epoch = self.samples / len(self.source)
         named: dict[str, Any] = {"step": self.step, "epoch": epoch, "samples": self.samples, "batch_digest": digest}
-        sinks.write(meter.record(report, **named, lr=lr, sent=self.exchange.sent))
+        named |= {"lr": outcome.lr, "guard": self.guard.numbers(outcome.features)}
+        sinks.write(meter.record(outcome.report(), **named, sent=self.exchange.sent))
         sinks.skips(meter.take_skips())
         self.skipped = meter.skipped
 
@@ -133,45 +175,24 @@ class Training:
         """Hash of the global batch's keys, pixels and tokens; the same for any number of ranks."""
         return combine([row for rows in self.world.share(row_digests(batch)) for row in rows])
 
-    def save_or_stop(self, stop: StopRequest, sinks: Sinks, meter: Meter) -> None:
-        """Save when it is time, at the end, or when some rank was asked to stop: decided alike on every rank."""
-        save, done = self.run.checkpoint, self.samples == self.total_samples
-        late = save.every_minutes is not None and time.monotonic() - self.saved_at >= 60 * save.every_minutes
-        with phase("agreeing"):
-            stopping, late = self.world.any(stop.received is not None, late)
-        due = save.every_steps is not None and self.step % save.every_steps == 0
-        if stopping or late or due or done:
-            with meter.clock.paused():
-                sinks.skips(meter.take_skips())
-                self.skipped = meter.skipped
-                self.save()
-            sinks.event("saved", step=self.step)
-        if stopping and not done:
-            sinks.event("stopped", step=self.step, signal=stop.received)
-            came = stop.received or "a signal to another rank"
-            raise Stopped(f"{came} came: saved after step {self.step}, start again to go on")
-
-    def save(self) -> None:
-        """A checkpoint of this moment; older ones are pruned once it is safe on disk."""
-        with phase("staging"):
-            state = snapshot.take(self)
-        checkpoint.save(self.run.path, state, self.world, runfile.dump(self.run))
-        with phase("pruning"):
-            if self.world.is_main:
-                checkpoint.prune(self.run.path, self.run.checkpoint.keep_last, self.run.checkpoint.milestone_steps)
-        self.saved_at = time.monotonic()
-
     def loader(self) -> Loader:
         """This rank's part of every remaining global batch."""
         spec, window = self.model.image_spec, (self.samples, self.total_samples)
-        return train_loader(self.run, self.world, spec, self.tokenize, *window, self.source, self.wanted)
+        without = self.guard.record.left_out
+        return train_loader(self.run, self.world, spec, self.tokenize, *window, self.source, self.wanted, without)
 
-    def batches(self, loader: Loader) -> Iterator[tuple[Batch, float]]:
-        """Every batch with the seconds waited for it; what stops the data of one rank stops all, with its reason."""
+    def batches(self, loader: Loader, saving: Saving) -> Iterator[tuple[Batch, float]]:
+        """Every batch with the seconds waited for it; what stops the data of one rank stops all, with its reason.
+
+        The one vote of a step, which a signal reaches without waiting for a batch.
+        """
         batches, waited_s = iter(loader), loader.wait_s
-        while True:
-            with phase("data"), self.world.together("reading data"):
-                batch = next(batches, None)
+        while self.samples < self.total_samples:
+            batch = None
+            with self.world.together("reading data", *saving.questions) as vote:
+                with phase("data"), suppress(Stopped), interruptible():
+                    batch = next(batches, None)
+            saving.heed(vote)
             if batch is None:
                 return
             yield batch, loader.wait_s - waited_s
@@ -180,7 +201,7 @@ class Training:
     def sinks(self) -> Sinks:
         """Where numbers go; the start itself is an event, with the process that each rank is."""
         with self.world.together("opening the run's files"):
-            sinks = open_sinks(self.run, self.world, self.total_samples, self.step, self.samples)
+            sinks = open_sinks(self.run, self.world, self.total_samples, self.step, self.samples, self.position)
             if self.world.is_main:
                 record.append(self.run.path, record.environment(self.run))
                 record.keep_data(self.run.path, self.source.facts, fresh=self.step == 0)
