@@ -104,3 +104,11 @@ CPU = Machine(
     node_size=8,
 )
 """Orders of magnitude without a source: here so that a choice can be made where there is no GPU, as in tests."""
+
+PEAK_FLOPS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bf16 FLOP/s that a GPU's data sheet promises, by a part of its name; the first part that fits counts."""
+
+
+def peak_flops(device_name: str) -> float | None:
+    """What the data sheet promises of a device, by the name its driver tells; None where the table has no such one."""
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in device_name), None)

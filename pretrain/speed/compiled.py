@@ -14,6 +14,7 @@ import torch
 import torch._dynamo.config
 import torch._inductor.config
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from pretrain.compat import Towers
 from pretrain.speed.options import Speed
@@ -53,8 +54,10 @@ def targets(towers: Towers, whole: bool) -> dict[str, list[nn.Module]]:
 
 def cache_folder() -> Path:
     """Where compiled code is kept between runs: TORCHINDUCTOR_CACHE_DIR, else the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache / "pretrain" / "inductor")
+    asked = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if asked and asked != default_cache_dir():  # which inductor writes there itself, and a restart may empty
+        return Path(asked)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pretrain" / "inductor"
 
 
 def _cache_on_disk() -> None:

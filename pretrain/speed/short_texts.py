@@ -33,7 +33,7 @@ def encoder(towers: Towers) -> Encode:
 
 def unfit(towers: Towers) -> str | None:
     """Why the columns of a text tower must stay; None: they need not."""
-    text = getattr(towers, "text", towers)
+    text: Any = getattr(towers, "text", towers)
     kind = type(text).__name__
     if kind == "HFTextEncoder":
         padded = getattr(text.config, "pad_token_id", None) is not None

@@ -99,9 +99,13 @@ def test_overlap(tmp_path):
 
 def test_step(tmp_path):
     step.main([*ONCE, "--batch", "4", "--out", str(tmp_path)])
-    found = values(checked(tmp_path, "step"), "digits-vit B=4 fp32")
-    assert found["speed_ratio_to_open_clip_eager"] > 0
-    assert found["samples_per_s"] > 0
+    content = checked(tmp_path, "step")
+    for model in ("digits-vit", "debug-tiny"):
+        for speed in ("causal", "short_texts"):
+            found = values(content, f"{model} B=4 fp32, {speed}")
+            assert found["ratio_to_open_clip_eager"] > 0
+            assert 0 < found["mfu"] < 1
+        assert values(content, f"{model} B=4 fp32, open_clip eager")["samples_per_s"] > 0
 
 
 def test_rectangles():
