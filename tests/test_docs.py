@@ -19,10 +19,12 @@ from pathlib import Path
 import pytest
 
 from pretrain import config
+from pretrain.plan import table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARK = "<!-- knobs: written by `make golden` -->\n"
+PREDICTIONS, PREDICTIONS_END = "<!-- predictions: written by `make golden` -->\n", "<!-- end of predictions -->\n"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -53,7 +55,7 @@ def test_other_examples_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> No
     from pretrain import flags, train, verbs
 
     done: list[str] = []
-    monkeypatch.setattr(train, "train", lambda run, stop: done.append(run.name))
+    monkeypatch.setattr(train, "train", lambda run, *_: done.append(run.name))
     monkeypatch.setattr(verbs, "show", lambda *result, **how: None)
     monkeypatch.setattr(verbs, "bench", lambda args: done.append(args[0]))
     monkeypatch.setattr(flags, "command", lambda call, args, prog: done.append(str(flags.bind(call, args, prog))))
@@ -113,6 +115,17 @@ def described(section: str) -> dict[str, str]:
     }
 
 
+def with_predictions(text: str) -> str:
+    """docs/engines.md with its table as it is predicted now."""
+    before, rest = text.split(PREDICTIONS)
+    return f"{before}{PREDICTIONS}{table.engines()}{PREDICTIONS_END}{rest.split(PREDICTIONS_END)[1]}"
+
+
+def test_the_predictions_of_engines_are_fresh() -> None:
+    text = (ROOT / "docs" / "engines.md").read_text()
+    assert with_predictions(text) == text, "run `make golden`"
+
+
 def test_the_table_of_knobs_is_fresh() -> None:
     assert (ROOT / "docs" / "config.md").read_text().split(MARK)[1] == knob_table(), "run `make golden`"
 
@@ -120,3 +133,5 @@ def test_the_table_of_knobs_is_fresh() -> None:
 if __name__ == "__main__":
     page = ROOT / "docs" / "config.md"
     page.write_text(page.read_text().split(MARK)[0] + MARK + knob_table())
+    page = ROOT / "docs" / "engines.md"
+    page.write_text(with_predictions(page.read_text()))
