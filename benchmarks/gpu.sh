@@ -51,7 +51,7 @@ else
 fi
 part loss 195 "$python" -m benchmarks.loss --rounds 30 --budget-s 175 --out "$work"
 part overlap 60 "$python" -m benchmarks.overlap --rounds 10 --budget-s 45 --out "$work"
-part step 240 "$python" -m benchmarks.step --rounds 10 --budget-s 220 --out "$work"
+part step 75 "$python" -m benchmarks.step --rounds 10 --budget-s 65 --speeds causal causal+compile --no-compiled-peer --out "$work"
 for bench in kernels/*/bench.py; do
   kernel=$(basename "$(dirname "$bench")")
   part "$kernel" 12 "$python" -m "pretrain.kernels.$kernel.bench"

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
     speeds = {name: read(name) for name in asked.speeds}
     taken = Report.of("step", asked)
     for model in asked.models:
-        if taken.budget.allows(model, seconds=90 if cuda else 0):
+        if taken.budget.allows(model, seconds=30 if cuda else 0):
             size = asked.batch or (GPU_BATCHES.get(model, 256) if cuda else 128)
             taken.add(compare(model, size, speeds, asked.rounds, compiled_peer=asked.compiled_peer))
     return taken.finish(SHOWN)

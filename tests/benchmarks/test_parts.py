@@ -186,7 +186,7 @@ def test_a_part_that_fails_stops_no_other_and_is_told(tmp_path):
     (tmp_path / "kernels" / "ranks" / "bench.py").touch()
     (tmp_path / "tests").mkdir()
     script, stub, out = tmp_path / "benchmarks" / "gpu.sh", tmp_path / "stub", tmp_path / "out"
-    script.write_text(SCRIPT.read_text().replace("part step 240", "part step 1"))
+    script.write_text(SCRIPT.read_text().replace("part step 75", "part step 1"))
     stub.write_text(STUB)
     stub.chmod(0o755)
     environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(stub), "OUT": str(out)}
