@@ -66,6 +66,11 @@ class Saver:
         """Whether a checkpoint could not be written; when one rank knows, all must `wait`, which raises."""
         return self._error is not None
 
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Until what was saved is durable under its name.
 
