@@ -268,11 +268,7 @@ def train(train: Train) -> Rules:
             f"train.micro_batch {train.micro_batch} must be at least 1 pair; none means a rank's whole share",
         ),
         (train.timeout_s <= 0, f"train.timeout_s {train.timeout_s} must be positive"),
-        (
-            not signals.known(train.stop_signal),
-            f"train.stop_signal {train.stop_signal} must be one of {', '.join(signals.MAY_STOP)}: others cannot be "
-            "caught, or mean a fault",
-        ),
+        *((True, problem) for problem in signals.problems(train.stop_signal)),
         (train.threads is not None and train.threads < 1, f"train.threads {train.threads} must be at least 1"),
     ]
 

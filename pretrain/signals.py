@@ -175,9 +175,11 @@ def leave_to_parent() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, waiting)
 
 
-def known(name: str) -> bool:
-    """Whether `train.stop_signal` may be this: a name with or without SIG."""
-    return name.removeprefix("SIG") in MAY_STOP
+def problems(name: str) -> list[str]:
+    """Why `train.stop_signal` may not be this; it may be a name with or without SIG."""
+    if name.removeprefix("SIG") in MAY_STOP:
+        return []
+    return [f"train.stop_signal {name} must be one of {', '.join(MAY_STOP)}: others mean a fault, or end a process"]
 
 
 def _number(name: str) -> int:

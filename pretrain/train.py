@@ -189,9 +189,9 @@ class Training:
         batches, waited_s = iter(loader), loader.wait_s
         while self.samples < self.total_samples:
             batch = None
-            with self.world.together("reading data", *saving.questions) as vote:
-                with phase("data"), suppress(Stopped), interruptible():
-                    batch = next(batches, None)
+            agreeing = self.world.together("reading data", *saving.questions)
+            with agreeing as vote, phase("data"), suppress(Stopped), interruptible():
+                batch = next(batches, None)
             saving.heed(vote)
             if batch is None:
                 return

@@ -92,23 +92,28 @@ def test_a_signal_that_cannot_stop_is_refused(name: str) -> None:
         runfile.load(None, ["--data.train", "synthetic:8", "--train.samples", "8", "--train.stop-signal", name])
 
 
+def leave(cleaned: list[bool]) -> None:
+    with interruptible():
+        try:
+            send(signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            send(signal.SIGTERM, signal.SIGUSR2)  # a storm does not break off the cleaning
+            cleaned.append(True)
+
+
 def test_interruptible_code_is_left_once_and_cleans_up() -> None:
-    cleaned = 0
+    cleaned: list[bool] = []
     with interruptible():
         pass  # nobody is armed: nothing changes
     with StopRequest():
         with interruptible(when=False):
             pass
-        with pytest.raises(Stopped, match="SIGTERM came"), interruptible():
-            try:
-                send(signal.SIGTERM)
-                time.sleep(10)
-            finally:
-                send(signal.SIGTERM, signal.SIGUSR2)  # a storm does not break off the cleaning
-                cleaned += 1
+        with pytest.raises(Stopped, match="SIGTERM came"):
+            leave(cleaned)
         with pytest.raises(Stopped), interruptible():
             pytest.fail("what begins after the signal does not begin")
-    assert cleaned == 1
+    assert cleaned == [True]
     for number in SENT:
         signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
 
@@ -140,9 +145,8 @@ def stuck(*arguments: object, shell: str = "", number: int = signal.SIGUSR1) -> 
 def test_a_start_that_does_not_end_is_ended() -> None:
     code, said = stuck(True, 10**9)
     assert code == errors.REQUEUE
-    assert said == (
-        "pretrain: SIGUSR1 came, and the start did not end within 0.3 s: ended; there was nothing to save, start again\n"
-    )
+    assert said.startswith("pretrain: SIGUSR1 came, and the start did not end within 0.3 s: ended; there was nothing")
+    assert said.count("\n") == 1
 
 
 def test_steps_that_are_not_saved_are_waited_for_also_under_a_launcher_that_ignores_the_signal() -> None:
@@ -232,9 +236,9 @@ def test_a_start_is_left_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         time.sleep(60)
 
     monkeypatch.setattr(train, "build", build)
-    with StopRequest() as stop, sent_when(waits, signal.SIGTERM):
-        with pytest.raises(Stopped, match="SIGTERM came: there was nothing to save, start again"):
-            train.train(tiny(tmp_path), stop)
+    found = pytest.raises(Stopped, match="SIGTERM came: there was nothing to save, start again")
+    with StopRequest() as stop, sent_when(waits, signal.SIGTERM), found:
+        train.train(tiny(tmp_path), stop)
     assert last_words(tmp_path)["code"] == errors.REQUEUE
     with StopRequest() as stop:  # one that came during the imports
         send(signal.SIGTERM)
