@@ -73,7 +73,7 @@ class Recorder:
         if window is not None and window.last > steps_left:
             raise UserError(f"--profile {window}: this start has {steps_left} steps to go; name some of those")
         self.window, self.folder, self.world = window, folder, world
-        self._seen, self._opened = 0, ExitStack()
+        self._seen, self._begun, self._opened = 0, False, ExitStack()
 
     def over(
         self, batches: Iterable[Item], pause: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -96,8 +96,8 @@ class Recorder:
                 self._seen += 1
                 with pause():
                     self._end(self._seen)
-        finally:  # a run that stops within the window leaves what was recorded
-            self._opened.close()
+        finally:  # a run that stops or goes back within the window leaves what was recorded
+            self._close()
 
     def _begin(self, step: int) -> None:
         if self.window is None:
@@ -113,6 +113,7 @@ class Recorder:
             self._trace.start()
             self._opened.callback(self._trace.stop)
         if step == self.window.first:
+            self._begun = True
             self._timer, self._held = timer(self.world.device), _allocated(self.world.device)
             self._opened.enter_context(listening(Ranges(), self._timer))
             _remember_allocations(self.world.device, True)
@@ -121,7 +122,12 @@ class Recorder:
         if self.window is not None and max(self.window.first - 1, 1) <= step <= self.window.last:
             self._trace.step()
             if step == self.window.last:
-                self._opened.close()
+                self._close()
+
+    def _close(self) -> None:
+        self._opened.close()
+        if self._begun:  # once: a loop that begins again records nothing more
+            self.window = None
 
     def _write(self, trace: profile) -> None:
         assert self.window is not None

@@ -77,6 +77,16 @@ def test_a_run_that_stops_within_the_window_leaves_what_was_recorded(tmp_path: P
     assert not torch.autograd.profiler._is_profiler_enabled
 
 
+def test_a_run_that_goes_back_counts_on_and_records_once(tmp_path: Path) -> None:
+    recorder = Recorder(Window(3, 6), tmp_path, SECOND, steps_left=9)
+    loop(recorder, 9, stop_at=2)  # left within step 2, the warm-up, which is done again
+    loop(recorder, 9, stop_at=4)  # left within step 5
+    assert ranges(tmp_path).count("phase backward") == 3
+    before = (tmp_path / "summary_rank00001.txt").read_bytes()
+    assert loop(recorder, 5) == [0, 1, 2, 3, 4]
+    assert (tmp_path / "summary_rank00001.txt").read_bytes() == before
+
+
 def test_without_a_window_nothing_is_written(tmp_path: Path) -> None:
     assert loop(Recorder(None, tmp_path / "profile", SECOND, steps_left=5), 3) == [0, 1, 2]
     assert not list(tmp_path.iterdir())
