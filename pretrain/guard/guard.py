@@ -59,7 +59,9 @@ class Guard:
         self._keys, first = [], step - len(verdicts) + 1
         skipped = [n for n, verdict in enumerate(verdicts) if verdict.reason]
         for n in skipped:
-            self._tell(first + n, verdicts[n], keys[n], sinks)
+            self._write(first + n, verdicts[n], keys[n], sinks)
+        if skipped and self._world.is_main:
+            _say(len(skipped), first + skipped[0], verdicts[skipped[0]])
         self.record.add(step, [first + n for n in skipped])
 
     def numbers(self, features: Features) -> dict[str, Any]:
@@ -81,15 +83,11 @@ class Guard:
         self.record.load(facts)
         self._keys, self.weights_hash = [], None
 
-    def _tell(self, step: int, verdict: Verdict, keys: tuple[str, ...], sinks: Sinks) -> None:
+    def _write(self, step: int, verdict: Verdict, keys: tuple[str, ...], sinks: Sinks) -> None:
         start = left_out.position((step - 1) * self._batch, self.record.left_out)
         everyone = [key for part in self._world.share(keys) for key in part]
         place = {"samples": [start, start + self._batch], "keys": everyone}
         sinks.event("step_skipped", step=step, reason=verdict.reason, **vars(verdict), **place)
-        if self._world.is_main:
-            numbers = f"loss {verdict.loss:.4g} (limit {verdict.max_loss:.4g})"
-            numbers += f", gradient norm {verdict.grad_norm:.4g} (limit {verdict.max_grad_norm:.4g})"
-            log.warning("step %d was left out, %s: %s; events.jsonl has its samples", step, verdict.reason, numbers)
 
     def _compare(self, step: int, model: DualEncoder, sinks: Sinks) -> str | None:
         named = hashes.comparable(model.towers)
@@ -103,3 +101,11 @@ class Guard:
             f"after step {step} {difference}: a machine has computed or copied wrongly; nothing was saved, start again "
             "without it, and the run goes on from its last checkpoint"
         )
+
+
+def _say(count: int, step: int, verdict: Verdict) -> None:
+    """One line, however many steps were left out since the last one."""
+    steps = f"step {step} was" if count == 1 else f"{count} steps from step {step} on were"
+    numbers = f"loss {verdict.loss:.4g} (limit {verdict.max_loss:.4g})"
+    numbers += f", gradient norm {verdict.grad_norm:.4g} (limit {verdict.max_grad_norm:.4g})"
+    log.warning("%s left out, %s: %s; events.jsonl has the samples", steps, verdict.reason, numbers)

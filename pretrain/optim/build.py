@@ -13,6 +13,7 @@ from pretrain.compat import open_clip  # noqa: F401 - timm is only importable on
 from pretrain.config import Optim
 from pretrain.errors import UserError
 from pretrain.optim.groups import Group, report, split
+from pretrain.optim.leave_out import reads_on_device
 from pretrain.optim.muon import MuonAdamW
 from pretrain.optim.stable import StableAdamW
 
@@ -36,7 +37,10 @@ def build(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     groups = split(model, optim)
     for line in report(groups, optim):
         log.info("%s", line)
-    return _MAKERS[optim.name]([_of_torch(group, optim) for group in groups], optim)
+    made = _MAKERS[optim.name]([_of_torch(group, optim) for group in groups], optim)
+    if not reads_on_device(made) and any(param.is_cuda for param in model.parameters()):
+        log.info("optim.name %s: whether a step is left out is read on the host, which waits for the GPU", optim.name)
+    return made
 
 
 def _of_torch(group: Group, optim: Optim) -> dict[str, Any]:

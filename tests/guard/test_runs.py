@@ -1,0 +1,175 @@
+"""Runs some of whose batches are bad: what is left out, where they go back to, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain import cli
+from pretrain.errors import RunFailed, UserError
+
+_spec = importlib.util.spec_from_file_location("guard_runs", Path(__file__).with_name("runs.py"))
+assert _spec is not None
+assert _spec.loader is not None
+runs: Any = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = runs
+_spec.loader.exec_module(runs)
+
+NAN = math.nan
+TROUBLE = dict.fromkeys(range(40, 52), NAN)
+"""Batches by number: steps 41 to 52, of which patience 10 sees enough at step 64."""
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two bad batches, which are left out: one not finite, one a spike."""
+    folder = tmp_path_factory.mktemp("calm")
+    with pytest.MonkeyPatch.context() as patch:
+        runs.poison(patch, {10: NAN, 45: 1e3})
+        runs.run(runs.a_run(folder, 64, "--optim.ema-decay", 0.9, "--log.batch-digest", "true"))
+    return folder
+
+
+def test_steps_left_out_are_told_with_their_samples(calm: Path) -> None:
+    first, second = runs.events(calm, "step_skipped")
+    assert (first["step"], first["reason"], first["loss"], first["samples"]) == (
+        11,
+        "the loss is not finite",
+        None,
+        [80, 88],
+    )
+    assert (second["step"], second["reason"], second["samples"]) == (46, "the loss spikes", [360, 368])
+    assert second["loss"] > second["max_loss"] > 0
+    assert len(second["keys"]) == 8
+    assert all("/" in key for key in second["keys"])
+    found = {line["step"]: line["steps_skipped"] for line in runs.lines(calm, "metrics.jsonl")}
+    assert (found[8], found[12], found[44], found[48], found[64]) == (0, 1, 1, 2, 2)
+    assert [line["step"] for line in runs.lines(calm, "metrics.jsonl")] == list(range(4, 65, 4))
+
+
+def test_a_run_killed_after_a_skip_ends_as_if_it_had_not_been(calm: Path, tmp_path: Path) -> None:
+    """Limits rest on the window that the checkpoint holds: the second spike is judged by the same numbers."""
+    flags = (64, "--optim.ema-decay", 0.9, "--log.batch-digest", "true")
+    with pytest.MonkeyPatch.context() as patch:
+        runs.poison(patch, {10: NAN, 45: 1e3}, kill_at=43)
+        with pytest.raises(runs.Killed):
+            runs.run(runs.a_run(tmp_path, *flags))
+    with pytest.MonkeyPatch.context() as patch:
+        runs.poison(patch, {10: NAN, 45: 1e3})
+        runs.run(runs.a_run(tmp_path, *flags))
+    assert runs.tensors(tmp_path, 64) == runs.tensors(calm, 64)
+    assert set(runs.tensors(calm, 64)) >= {
+        "model.safetensors",
+        "optimizer.safetensors",
+        "ema.safetensors",
+        "guard.safetensors",
+    }
+    assert runs.events(tmp_path, "step_skipped")[1]["max_loss"] == runs.events(calm, "step_skipped")[1]["max_loss"]
+
+
+def test_replay_finds_every_number_again_and_writes_nothing(
+    calm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a step that was logged and saved, over one that was left out."""
+    runs.poison(monkeypatch, {45: 1e3})
+    before = {path: path.read_bytes() for path in sorted(calm.rglob("*")) if path.is_file()}
+    words = ["train", str(calm / "debug" / "config.yaml"), "--folder", str(calm)]
+    assert cli.run([*words, "--replay", "48"]) == 0
+    table = capsys.readouterr().out
+    assert "step_00000040" in table
+    assert table.count(" equal\n") == len(table.splitlines()) - 2 >= 8
+    assert "weights_hash" in table
+    assert "batch_digest" in table
+    assert {path: path.read_bytes() for path in sorted(calm.rglob("*")) if path.is_file()} == before
+    assert cli.run([*words, "--replay", "8"]) == 2
+    assert "no checkpoint of an earlier step is there, those left are of steps 8, 16" in capsys.readouterr().err
+    assert cli.run([*words, "--replay", "50"]) == 2
+    assert "name a multiple of log.every_steps" in capsys.readouterr().err
+    assert cli.run([*words, "--replay", "x"]) == 2
+
+
+def test_replay_finds_out_a_number_that_was_computed_wrongly(
+    calm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.poison(monkeypatch, {44: 1 + 1e-6})
+    assert cli.run(["train", str(calm / "debug" / "config.yaml"), "--folder", str(calm), "--replay", "48"]) == 1
+    said = capsys.readouterr()
+    assert "weights_hash came out otherwise" in said.err.replace(", weights_hash", "weights_hash")
+    assert "DIFFERS" in said.out
+
+
+@pytest.fixture(scope="module")
+def rewound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rewound")
+    with pytest.MonkeyPatch.context() as patch:
+        runs.poison(patch, TROUBLE)
+        runs.run(runs.a_run(folder, 80, "--log.batch-digest", "true"))
+    return folder
+
+
+def test_a_run_goes_back_and_leaves_the_bad_batches_out(rewound: Path) -> None:
+    (event,) = runs.events(rewound, "rewound")
+    assert (event["step"], event["to"], event["left_out"]) == (64, 40, [320, 416])
+    assert event["steps_skipped"] == list(range(41, 53))
+    assert event["shards"] == ["synthetic"]
+    lines = runs.lines(rewound, "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(4, 81, 4)), "one line of history, to the end"
+    assert lines[-1]["steps_skipped"] == 0, "those of the trouble are no part of it"
+    trainer = json.loads((rewound / "debug/checkpoints/step_00000080/state/trainer.json").read_text())
+    assert trainer["facts"]["guard"] == {"skipped": 0, "recent": [], "rewinds": 1, "left_out": [[320, 416]]}
+
+
+def test_the_run_that_went_back_is_the_one_that_never_had_them(rewound: Path, tmp_path: Path) -> None:
+    """Killed after it went back and before it saved, and once more later: the same weights in the end."""
+    for kill_at in (46, 70):
+        with pytest.MonkeyPatch.context() as patch:
+            runs.poison(patch, TROUBLE, kill_at=None)
+            once = _kill_after_going_back(patch, kill_at)
+            with pytest.raises(runs.Killed):
+                runs.run(runs.a_run(tmp_path, 80, "--log.batch-digest", "true"))
+            assert once
+    with pytest.MonkeyPatch.context() as patch:
+        runs.poison(patch, TROUBLE)
+        runs.run(runs.a_run(tmp_path, 80, "--log.batch-digest", "true", "--log.every-steps", 1))
+    assert runs.tensors(tmp_path, 80) == runs.tensors(rewound, 80)
+    digests = {line["step"]: line["batch_digest"] for line in runs.lines(rewound, "metrics.jsonl")}
+    found = {line["step"]: line["batch_digest"] for line in runs.lines(tmp_path, "metrics.jsonl")}
+    assert digests == {step: found[step] for step in digests}
+
+
+def _kill_after_going_back(patch: pytest.MonkeyPatch, step: int) -> list[int]:
+    """End the run before a step that it does for the second time."""
+    from pretrain import train
+
+    original, seen = train.Training.forward_backward, []
+
+    def counted(training: Any, batch: Any) -> Any:
+        if training.step + 1 == step and training.guard.record.rewinds:
+            seen.append(step)
+            training.saver.wait()
+            raise runs.Killed
+        return original(training, batch)
+
+    patch.setattr(train.Training, "forward_backward", counted)
+    return seen
+
+
+def test_a_run_that_cannot_be_saved_by_going_back_ends_with_one_line(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        runs.poison(patch, dict.fromkeys(range(20, 500), NAN))
+        with pytest.raises(RunFailed, match=r"guard.rewinds 1: by step 32 .* it has gone back 1 times.*160 to 256"):
+            runs.run(runs.a_run(tmp_path, 80, "--guard.rewinds", 1))
+    assert len(runs.events(tmp_path, "rewound")) == 1
+
+
+def test_trouble_before_the_first_checkpoint_has_nowhere_to_go_back_to(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        runs.poison(patch, dict.fromkeys(range(2, 500), NAN))
+        with pytest.raises(UserError, match=r"optim.lr 0.0001: by step 32 .* no checkpoint of an earlier step"):
+            runs.run(runs.a_run(tmp_path, 64))
