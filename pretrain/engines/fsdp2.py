@@ -17,10 +17,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from pretrain import config
-from pretrain.engines import blocks, shards
+from pretrain.engines import shards
 from pretrain.engines.single import Named, Single, warn_of_batch_norms
 from pretrain.errors import UserError
 from pretrain.model import DualEncoder
+from pretrain.towers import blocks
 from pretrain.values import GradNorms
 from pretrain.world import World
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from pretrain import config
-from pretrain.engines import blocks
 from pretrain.model import build
+from pretrain.towers import blocks
 from pretrain.towers.architecture import SHIPPED
 
 TINY = json.loads((SHIPPED / "debug-tiny.json").read_text())

@@ -1,5 +1,0 @@
-"""See `pretrain.towers.blocks`."""
-
-from pretrain.towers.blocks import Units, blocks, units
-
-__all__ = ["Units", "blocks", "units"]
