@@ -162,7 +162,11 @@ def _made(make: Callable[[], Sink]) -> Sink | None:
 
 
 def _retain(path: Path, keep: Callable[[dict[str, Any]], bool] | None) -> None:
-    """Remove what does not belong to the history, and lines that a killed process left torn, in one atomic step."""
+    """Remove what does not belong to the history, and lines that a killed process left torn, in one atomic step.
+
+    The file is another one afterwards, always: an earlier attempt that wakes up on a machine that was cut off has the
+    old one open, and adds no line to this one.
+    """
     kept, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
@@ -172,9 +176,7 @@ def _retain(path: Path, keep: Callable[[dict[str, Any]], bool] | None) -> None:
             log.warning("%s line %d is not a whole record and was removed: %.80s", path, number, line)
             continue
         kept += [line] if belongs else []
-    text = "".join(f"{line}\n" for line in kept)
-    if text.encode() != path.read_bytes():
-        write_atomic(path, text)
+    write_atomic(path, "".join(f"{line}\n" for line in kept))
 
 
 def _finite(value: Any) -> Any:

@@ -112,6 +112,15 @@ def test_truncating_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [p.name for p in tmp_path.iterdir()] == ["m.jsonl"]
 
 
+def test_an_earlier_attempt_that_wakes_up_adds_no_line(tmp_path: Path) -> None:
+    earlier = Jsonl(tmp_path / "m.jsonl")
+    earlier.write(record(1))
+    later = Jsonl(tmp_path / "m.jsonl", lambda r: r["step"] <= 1)  # nothing is to be removed
+    earlier.write(record(2))
+    later.write(record(2, loss=7.0))
+    assert lines(tmp_path / "m.jsonl") == [record(1), record(2, loss=7.0)]
+
+
 def test_only_rank_0_writes(tmp_path: Path) -> None:
     run = a_run(tmp_path, tensorboard=True, wandb="pairs")
     with open_sinks(run, OTHER, 320) as sinks:

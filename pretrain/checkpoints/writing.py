@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,11 +62,11 @@ def write(staged: Staged, place: Place, world: World, may: Callable[[], None], k
                 begun = True
                 place.begin(staged.step)
         found: dict[str, Any] = {}
-        with world.together(doing):
+        with world.together(doing), _followed(may):
             found = _write_files(staged, folder)
         everyone = world.share(found)
         entries = {name: entry for part in everyone for name, entry in part.items()}
-        with world.together(doing):
+        with world.together(doing), _followed(may):
             if world.is_main:
                 files.write_manifest(folder, entries)
                 with phase("committing", str(folder)):
@@ -110,6 +111,16 @@ def _write_files(staged: Staged, folder: Folder) -> dict[str, Any]:
             files.write_plain(folder / name, text)
             found[name] = files.digest_of(text)
     return found
+
+
+@contextmanager
+def _followed(may: Callable[[], None]) -> Iterator[None]:
+    """What a later attempt has swept away is missing: then that attempt is the reason to tell, not the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        may()
+        raise
 
 
 def _abandon(place: places.Place, step: int) -> None:

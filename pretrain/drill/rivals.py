@@ -33,6 +33,8 @@ def zombie(spec: str) -> Script:
             trial.finish()
             first.send(signal.SIGCONT)
             trial.expect(first, {"others": (*FAILED, *REFUSED)})
-            trial.must("attempt" in first.said(0), "the earlier start did not say that a later one has taken over")
+            trial.must(
+                "followed by attempt" in first.said(0), "the earlier start did not say that a later one has taken over"
+            )
 
     return script
