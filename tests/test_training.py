@@ -134,10 +134,10 @@ def test_two_starts_in_one_folder(tmp_path: Path) -> None:
     assert job.returncode == errors.REQUEUE, "the first one is not disturbed"
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+def test_a_rate_that_breaks_everything_ends_with_one_line(tmp_path: Path) -> None:
     said = run(ALONE, tmp_path, "--optim.lr", "1e30", "--optim.warmup-samples", "0", expect=errors.USER_ERROR)
-    assert "is not finite after step 10" in said
-    assert not list((tmp_path / "debug" / "checkpoints").glob("step_*"))
+    assert "optim.lr 1e+30: by step 20 the run had left out 19 steps of the last 128 (2, 3, 4, 5, 6, ...)" in said
+    assert said.count("there is no checkpoint of an earlier step to go back to; lower the rate") == 1
 
 
 def test_a_run_goes_on_without_what_it_started_from(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from pretrain.config import Guard as Options
 from pretrain.config import Data, Run, Train
+from pretrain.config import Guard as Options
 from pretrain.errors import RunFailed
 from pretrain.guard import hashes
 from pretrain.guard.guard import Guard

@@ -6,13 +6,18 @@ import importlib.util
 import json
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
+import torch.distributed as dist
 
-from pretrain import cli
+from pretrain import cli, train
 from pretrain.errors import RunFailed, UserError
+from pretrain.world import World
 
 _spec = importlib.util.spec_from_file_location("guard_runs", Path(__file__).with_name("runs.py"))
 assert _spec is not None
@@ -126,14 +131,13 @@ def test_a_run_goes_back_and_leaves_the_bad_batches_out(rewound: Path) -> None:
 
 
 def test_the_run_that_went_back_is_the_one_that_never_had_them(rewound: Path, tmp_path: Path) -> None:
-    """Killed after it went back and before it saved, and once more later: the same weights in the end."""
-    for kill_at in (46, 70):
-        with pytest.MonkeyPatch.context() as patch:
-            runs.poison(patch, TROUBLE, kill_at=None)
-            once = _kill_after_going_back(patch, kill_at)
-            with pytest.raises(runs.Killed):
-                runs.run(runs.a_run(tmp_path, 80, "--log.batch-digest", "true"))
-            assert once
+    """Killed after it went back and before it saved: the same weights in the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        runs.poison(patch, TROUBLE)
+        once = _kill_after_going_back(patch, 46)
+        with pytest.raises(runs.Killed):
+            runs.run(runs.a_run(tmp_path, 80, "--log.batch-digest", "true"))
+        assert once
     with pytest.MonkeyPatch.context() as patch:
         runs.poison(patch, TROUBLE)
         runs.run(runs.a_run(tmp_path, 80, "--log.batch-digest", "true", "--log.every-steps", 1))
@@ -145,8 +149,6 @@ def test_the_run_that_went_back_is_the_one_that_never_had_them(rewound: Path, tm
 
 def _kill_after_going_back(patch: pytest.MonkeyPatch, step: int) -> list[int]:
     """End the run before a step that it does for the second time."""
-    from pretrain import train
-
     original, seen = train.Training.forward_backward, []
 
     def counted(training: Any, batch: Any) -> Any:
@@ -173,3 +175,47 @@ def test_trouble_before_the_first_checkpoint_has_nowhere_to_go_back_to(tmp_path:
         runs.poison(patch, dict.fromkeys(range(2, 500), NAN))
         with pytest.raises(UserError, match=r"optim.lr 0.0001: by step 32 .* no checkpoint of an earlier step"):
             runs.run(runs.a_run(tmp_path, 64))
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last line: whatever the guard has missed."""
+    original = train.Training.advance
+
+    def broken(training: Any, batch: Any) -> Any:
+        outcome = original(training, batch)
+        if training.step == 16:
+            next(training.model.towers.parameters()).data.view(-1)[0] = NAN
+        return outcome
+
+    monkeypatch.setattr(train.Training, "advance", broken)
+    with pytest.raises(
+        UserError, match=r"is not finite after step 16, and was not saved over the last good checkpoint"
+    ):
+        runs.run(runs.a_run(tmp_path, 24))
+    assert [path.name for path in (tmp_path / "debug" / "checkpoints").glob("step_*")] == ["step_00000008"]
+
+
+def on_rank(folder: str, engine: str) -> None:
+    """The run of `rewound`, shorter, inside a rank that is joined already; one rank's part of the batches is bad."""
+    world = World(dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu"))
+    joined = mock.patch.object(train, "join", return_value=nullcontext(world))
+    with pytest.MonkeyPatch.context() as patch, joined:
+        runs.poison(patch, dict.fromkeys(range(18, 30), NAN) if world.rank else {})
+        runs.run(
+            runs.a_run(Path(folder), 40, "--engine", engine, "--log.batch-digest", "true", "--guard.compare-steps", 8)
+        )
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_ranks_go_back_together_where_one_has_bad_batches(ranks: Any, engine: str, tmp_path: Path) -> None:
+    ranks(2).run(on_rank, str(tmp_path), engine)
+    (event,) = runs.events(tmp_path, "rewound")
+    assert (event["step"], event["to"], event["left_out"]) == (32, 16, [144, 240])
+    skipped = runs.events(tmp_path, "step_skipped")
+    assert [found["step"] for found in skipped] == list(range(19, 31))
+    assert all(len(set(found["keys"])) == 8 for found in skipped), "of both ranks"
+    lines = runs.lines(tmp_path, "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(4, 41, 4))
+    assert [bool(line["weights_hash"]) for line in lines] == [False, True] * 5
+    assert len({line["batch_digest"] for line in lines}) == 10
