@@ -135,6 +135,8 @@ def manifest(folder: Folder) -> dict[str, dict[str, Any]]:
     if (folder / COMMIT).read_bytes() != _json(digest_of(text.decode())).encode():
         raise ValueError(f"{MANIFEST}: differs from what {COMMIT} says of it")
     found: dict[str, dict[str, Any]] = json.loads(text)
+    if outside := [name for name in found if name.startswith("/") or ".." in name.split("/")]:
+        raise ValueError(f"{MANIFEST}: {outside[0]} lies outside of the checkpoint")
     return found
 
 

@@ -14,6 +14,7 @@ from pretrain.checkpoints import places, tensors
 from pretrain.checkpoints.places import Place
 from pretrain.checkpoints.staging import Staged
 from pretrain.checkpoints.url import Folder
+from pretrain.errors import UserError
 from pretrain.phases import phase
 from pretrain.world import World
 
@@ -76,7 +77,7 @@ def write(staged: Staged, place: Place, world: World, may: Callable[[], None], k
             _abandon(place, staged.step)
         raise
     written = Written(folder, sum(entry["size"] for entry in entries.values()), time.monotonic() - started)
-    with phase("pruning"):
+    with phase("pruning"), world.together("removing old checkpoints"):
         if world.is_main and keep is not None:
             prune(place, keep)
     return written
@@ -88,7 +89,12 @@ def prune(place: Place, keep: Keep) -> list[Folder]:
     Returns:
         What is gone; what the disk refuses to remove is reported and no reason to stop a run.
     """
-    found, gone = place.listed(), list[Folder]()
+    gone: list[Folder] = []
+    try:
+        found = place.listed()
+    except (OSError, UserError) as error:
+        log.warning("old checkpoints could not be looked for: %s", error)
+        return gone
     whole = [step for step in sorted(found) if files.fault(found[step], contents=False) is None]
     kept = set(whole[-keep.last :])
     kept |= {step for step in found if keep.milestone_steps and step % keep.milestone_steps == 0}
@@ -96,7 +102,7 @@ def prune(place: Place, keep: Keep) -> list[Folder]:
         try:
             place.remove(found[step])
             gone.append(found[step])
-        except (OSError, ValueError) as error:  # a store's refusal is a UserError
+        except (OSError, UserError) as error:  # a store's refusal is a UserError
             log.warning("checkpoint %s could not be removed: %s", found[step], error)
     return gone
 
@@ -126,5 +132,5 @@ def _followed(may: Callable[[], None]) -> Iterator[None]:
 def _abandon(place: places.Place, step: int) -> None:
     try:
         place.abandon(step)
-    except (OSError, ValueError) as error:  # the failure that led here is the one to tell; the next save sweeps
+    except (OSError, UserError) as error:  # the failure that led here is the one to tell; the next save sweeps
         log.warning("what was written of the checkpoint of step %d stays for now: %s", step, error)

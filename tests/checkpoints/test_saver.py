@@ -207,6 +207,16 @@ def test_a_malicious_file_is_never_run(tmp_path: Path, name: str, forged: bool) 
     assert not trap.exists()
 
 
+@pytest.mark.parametrize("name", ["../../secret", "/etc/hostname"])
+def test_a_manifest_does_not_point_outside(tmp_path: Path, name: str) -> None:
+    folder = checkpoint.save(tmp_path, base.make(1), ONE, "")
+    entries = json.loads((folder / "manifest.json").read_text())
+    files.write_plain(folder / "manifest.json", json.dumps(entries | {name: {"size": 1, "xxh3_64": "0"}}))
+    files.commit(folder)
+    with pytest.raises(UserError, match="lies outside of the checkpoint"):
+        checkpoint.locate(tmp_path)
+
+
 @pytest.mark.slow
 def test_a_process_cut_off_from_its_successor_saves_nothing(tmp_path: Path) -> None:
     """Stopped by SIGSTOP while another start goes on, past a lock that a cut-off node does not see; then continued."""
