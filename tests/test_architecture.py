@@ -29,8 +29,9 @@ MAY_IMPORT = {
     "pretrain.watch.*": ["pretrain.config", "pretrain.errors", "pretrain.phases", "pretrain.watch.*", "pretrain.world"],
     "pretrain.named": ["pretrain.errors"],
     "pretrain.config": ["pretrain", "pretrain.errors", "pretrain.rules"],
-    "pretrain.rules": ["pretrain.config", "pretrain.data.images.augmentations", "pretrain.data.texts.edits",
-                       "pretrain.signals", "pretrain.guard.asked", "pretrain.speed.options"],
+    "pretrain.rules": ["pretrain.config", "pretrain.rules_data", "pretrain.signals", "pretrain.guard.asked",
+                       "pretrain.speed.options"],
+    "pretrain.rules_data": ["pretrain.config", "pretrain.data.images.augmentations", "pretrain.data.texts.edits"],
     "pretrain.flags": ["pretrain.errors"],
     "pretrain.runfile": ["pretrain", "pretrain.config", "pretrain.errors", "pretrain.flags", "pretrain.named",
                          "pretrain.objectives"],
@@ -73,7 +74,8 @@ THIRD_PARTY = {  # package -> the only modules that may import it, because it is
     "pickle": [],
 }
 NO_TORCH = ["pretrain", "pretrain.__main__", "pretrain.cli", "pretrain.config", "pretrain.data.images.augmentations",
-            "pretrain.data.texts.edits", "pretrain.errors", "pretrain.guard", "pretrain.guard.asked", "pretrain.flags", "pretrain.named", "pretrain.rules",
+            "pretrain.data.texts.edits", "pretrain.errors",
+            "pretrain.guard", "pretrain.guard.asked", "pretrain.flags", "pretrain.named", "pretrain.rules*",
             "pretrain.runfile", "pretrain.show", "pretrain.speed", "pretrain.speed.options", "pretrain.verbs",
             "pretrain.verbs_checkpoint", "pretrain.verbs_data", "pretrain.verbs_ranks", "pretrain.signals",
             "pretrain.launch.*", "pretrain.plan.*"]  # fmt: skip
