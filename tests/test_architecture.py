@@ -70,7 +70,7 @@ THIRD_PARTY = {  # package -> the only modules that may import it, because it is
     "triton": ["pretrain.kernels.*", "benchmarks.throttled_copy"],
     "matplotlib": ["benchmarks.pictures"],
     "open_clip": ["pretrain.compat", "benchmarks.*"],
-    "tyro": ["pretrain.flags", "pretrain.verbs", "pretrain.verbs_checkpoint", "pretrain.verbs_data", "pretrain.verbs_ranks"],
+    "tyro": ["pretrain.flags", "pretrain.verbs*"],
     "pickle": [],
 }
 NO_TORCH = ["pretrain", "pretrain.__main__", "pretrain.cli", "pretrain.config", "pretrain.data.images.augmentations",
