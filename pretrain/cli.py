@@ -12,7 +12,7 @@ from pretrain import __version__, errors
 from pretrain.signals import armed
 
 VERBS = {
-    "train": "train a dual encoder, or go on where it was: train CONFIG [--section.key value] [--profile A..B] [--replay STEP]",
+    "train": "train a dual encoder, or go on with it: CONFIG [--section.key value] [--profile A..B] [--replay STEP]",
     "evaluate": "measure a run, checkpoint or export on held-out shards: evaluate RUN --task zero_shot|retrieval",
     "export": "write the encoders for another library, proven equal: export RUN OUT --to open_clip",
     "pack": "make WebDataset shards: pack folder DIR OUT | table FILE OUT | shards SHARDS OUT | digits OUT",
