@@ -76,7 +76,7 @@ def tear_metrics(run_folder: Path) -> None:
 def litter(run_folder: Path) -> None:
     """unfinished folders and a lock of processes that are gone"""
     parent = run_folder / "checkpoints"
-    for name in (".saving_step_00000009", ".removing_step_00000003", ".saving_step_00000009.attempt_1", "tmp"):
+    for name in (".saving_step_00000009", ".removing_step_00000003", ".saving_00001_step_00000009", "tmp"):
         shutil.copytree(newest(run_folder), parent / name, dirs_exist_ok=True)
     (run_folder / ".lock").write_text("process 1 on a machine that is gone\n")
     (run_folder / ".metrics.jsonl.1").write_text("{")

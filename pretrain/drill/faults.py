@@ -25,7 +25,7 @@ from pretrain.drill.trial import Script
 DAY_S = 86_400
 _SHORT = {
     *("kill-backward-rank1", "kill-writing-first-rank0", "kill-committing-enter-rank0", "kill-pruning-enter-rank0"),
-    *("term-storm", "pause-short", "disk-full-rank1", "checkpoint-bit-flipped", "two-starts", "worker-killed"),
+    *("term-storm", "disk-full-rank1", "checkpoint-bit-flipped", "worker-killed"),
 }
 """What stands for its kind in the short drill."""
 

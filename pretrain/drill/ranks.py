@@ -166,6 +166,7 @@ class _Fresh:
 def _be_a_rank(words: Sequence[str], variables: dict[str, str], log: Path) -> None:
     """What a fresh `pretrain ...` would do, without its imports; the exit code is the command's."""
     os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.update(variables)
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):

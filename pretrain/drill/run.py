@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +35,7 @@ def drill(only: str, ranks: int, engine: str, folder: Path | None, as_json: bool
         raise UserError(f"--ranks {ranks}: faults of one rank among others need at least 2")
     if VARIABLE in os.environ:
         raise UserError(f"{VARIABLE} is set, and the drill sets it itself: unset it")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # no rank and no mount is left behind
     began = time.monotonic()
     rows: list[Row] = []
     with _somewhere(folder) as place:

@@ -27,7 +27,7 @@ class Row:
         return not self.problems
 
 
-_FORM = "{:27} {:54} {:40} {:9} {:>5}"
+_FORM = "{:27} {:60} {:40} {:9} {:>5}"
 
 
 def tell(row: Row, as_json: bool, first: bool) -> None:
