@@ -125,11 +125,18 @@ def _export(
     show(export(source, out, to, tower=tower, average=_AVERAGE[average]), json)
 
 
+_DOCTOR = """Look over this machine and a config without training: versions, devices, whether the towers build, which speed
+options apply to them, and where torch.compile would break their graphs. Ends with 2 where a check fails."""
+
+
 def doctor(args: list[str]) -> None:
     """`pretrain doctor CONFIG [--section.key value] [--json]`; UserError where a check fails."""
     from pretrain import runfile
 
     as_json, args = "--json" in args, [arg for arg in args if arg != "--json"]
+    if {"-h", "--help"} & set(args):
+        print(f"usage: pretrain doctor CONFIG [--section.key value] [--json]\n\n{_DOCTOR}")
+        return
     if not args or args[0].startswith("-"):
         raise UserError("which config? pretrain doctor CONFIG [--section.key value] [--json]")
     run = runfile.load(args[0], args[1:])
