@@ -66,7 +66,8 @@ class Saving:
                 self._sinks.skips(self._meter.take_skips())
                 training.skipped = self._meter.skipped
                 training.guard.look(training.step, self._sinks)
-                training.saver.save(lambda: snapshot.take(training), runfile.dump(training.run))
+                config_text, before = runfile.dump(training.run), training.guard.record.first
+                training.saver.save(lambda: snapshot.take(training), config_text, before)
             training.saved_at, training.saved_step = time.monotonic(), training.step
             if wait:
                 training.saver.wait()

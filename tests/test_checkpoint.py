@@ -21,7 +21,7 @@ from pretrain import checkpoint, claim, runfile
 from pretrain import checkpoint_files as files
 from pretrain.checkpoint import State
 from pretrain.checkpoints import state as names
-from pretrain.checkpoints import tensors
+from pretrain.checkpoints import places, tensors, writing
 from pretrain.config import Run
 from pretrain.errors import UserError
 from pretrain.world import World
@@ -330,6 +330,16 @@ def test_prune_keeps_the_last_and_the_milestones(tmp_path: Path) -> None:
     assert [p.name for p in gone] == ["step_00000001", "step_00000002", "step_00000004", "step_00000005"]
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"step_{n:08d}" for n in (3, 6, 7)]
     assert checkpoint.prune(tmp_path, 2, 3) == []
+
+
+def test_prune_keeps_the_one_that_a_run_would_go_back_to(tmp_path: Path) -> None:
+    folders = [checkpoint.save(tmp_path, make(step), ONE, "") for step in range(1, 8)]
+    (folders[3] / "weights/model.safetensors").write_bytes(b"")
+    place = places.of(tmp_path / "checkpoints")
+    writing.prune(place, writing.Keep(2, before=5))
+    assert sorted(place.listed()) == [3, 6, 7], "4 is damaged"
+    writing.prune(place, writing.Keep(2, before=7))
+    assert sorted(place.listed()) == [6, 7]
 
 
 def test_prune_never_counts_a_damaged_one(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -41,12 +42,13 @@ class Saver:
         self._error: Exception | None = None
         self._facts: list[dict[str, Any]] = []
 
-    def save(self, take: Callable[[], State], config_text: str) -> None:
+    def save(self, take: Callable[[], State], config_text: str, before: int | None = None) -> None:
         """Copy a state and let it be written; waits for the one before. Collective.
 
         Args:
             take: gives the state.
             config_text: the resolved run.
+            before: the newest checkpoint of an earlier step than this is not pruned.
 
         Raises:
             UserError, ProcessDied: the one before could not be written, on every rank alike.
@@ -56,9 +58,10 @@ class Saver:
         waited_s = time.monotonic() - started
         with phase("staging"):
             staged = self._stage.take(take(), self._world, config_text, self._number)
+        keep = self._keep and replace(self._keep, before=before)
         facts = {"staging_s": time.monotonic() - started - waited_s, "waited_s": waited_s}
         # A daemon: a process that dies of something else must not wait for ranks that are gone.
-        self._thread = threading.Thread(target=self._write, args=(staged, facts), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(staged, keep, facts), name="checkpoint", daemon=True)
         self._thread.start()
 
     @property
@@ -89,10 +92,10 @@ class Saver:
         facts, self._facts = self._facts, []
         return facts
 
-    def _write(self, staged: Staged, facts: dict[str, Any]) -> None:
+    def _write(self, staged: Staged, keep: Keep | None, facts: dict[str, Any]) -> None:
         may = self._attempt.refuse_late if self._attempt else lambda: None
         try:
-            done = writing.write(staged, self._place, self._apart, may, self._keep)
+            done = writing.write(staged, self._place, self._apart, may, keep)
         except Exception as error:  # raised again by `wait`, in the main thread
             self._error = error
             return

@@ -29,6 +29,8 @@ class Keep:
     """Newest whole ones; damaged ones do not count."""
     milestone_steps: int | None = None
     """Multiples of this many steps stay for ever."""
+    before: int | None = None
+    """The newest whole one of an earlier step than this stays, too: where the run would go back to."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def prune(place: Place, keep: Keep) -> list[Folder]:
     whole = [step for step in sorted(found) if files.fault(found[step], contents=False) is None]
     kept = set(whole[-keep.last :])
     kept |= {step for step in found if keep.milestone_steps and step % keep.milestone_steps == 0}
+    kept |= set([step for step in whole if keep.before is not None and step < keep.before][-1:])
     for step in sorted(step for step in found if whole and step < whole[-1] and step not in kept):
         try:
             place.remove(found[step])

@@ -47,6 +47,11 @@ class Record:
         self.left_out: tuple[Stretch, ...] = ()
         """Samples that the run no longer takes."""
 
+    @property
+    def first(self) -> int | None:
+        """The earliest of them: a run that goes back needs a checkpoint before it."""
+        return self.recent[0] if self.recent else None
+
     def add(self, step: int, skipped: list[int]) -> None:
         """Steps up to `step` are known; some of them were left out."""
         self.skipped += len(skipped)

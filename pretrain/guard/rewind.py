@@ -83,11 +83,10 @@ def _exhausted(training: Training, trouble: Trouble) -> str:
 
 
 def _nowhere(training: Training, trouble: Trouble) -> str:
-    kept = f"checkpoint.keep_last {training.run.checkpoint.keep_last}"
     return (
         f"optim.lr {training.run.optim.lr}: {_skipped(trouble)}, and there is no checkpoint of an earlier step to go "
         f"back to; lower the rate, warm up longer or set optim.clip_norm under another name, or "
-        f"save more often ({kept})"
+        "save more often"
     )
 
 

@@ -20,9 +20,9 @@ BATCH = 8
 
 
 def a_run(folder: Path, steps: int = 64, *flags: object) -> Run:
-    words = ["--folder", folder, "--data.train", "synthetic:256", "--train.samples", steps * BATCH, *flags]
+    words = ["--folder", folder, "--data.train", "synthetic:256", "--train.samples", steps * BATCH]
     words += ["--train.global-batch", BATCH, "--checkpoint.every-steps", 8, "--checkpoint.keep-last", 20]
-    words += ["--log.every-steps", 4, "--optim.lr", "1e-4"]
+    words += ["--log.every-steps", 4, "--optim.lr", "1e-4", *flags]
     return runfile.load(ROOT / "configs" / "debug.yaml", [str(word) for word in words])
 
 

@@ -131,16 +131,20 @@ def test_a_run_goes_back_and_leaves_the_bad_batches_out(rewound: Path) -> None:
 
 
 def test_the_run_that_went_back_is_the_one_that_never_had_them(rewound: Path, tmp_path: Path) -> None:
-    """Killed after it went back and before it saved: the same weights in the end."""
+    """Killed after it went back and before it saved: the same weights in the end.
+
+    Nothing but the checkpoint that it goes back to is kept beside the newest one.
+    """
+    flags = (80, "--log.batch-digest", "true", "--checkpoint.keep-last", 1)
     with pytest.MonkeyPatch.context() as patch:
         runs.poison(patch, TROUBLE)
         once = _kill_after_going_back(patch, 46)
         with pytest.raises(runs.Killed):
-            runs.run(runs.a_run(tmp_path, 80, "--log.batch-digest", "true"))
+            runs.run(runs.a_run(tmp_path, *flags))
         assert once
     with pytest.MonkeyPatch.context() as patch:
         runs.poison(patch, TROUBLE)
-        runs.run(runs.a_run(tmp_path, 80, "--log.batch-digest", "true", "--log.every-steps", 1))
+        runs.run(runs.a_run(tmp_path, *flags, "--log.every-steps", 1))
     assert runs.tensors(tmp_path, 80) == runs.tensors(rewound, 80)
     digests = {line["step"]: line["batch_digest"] for line in runs.lines(rewound, "metrics.jsonl")}
     found = {line["step"]: line["batch_digest"] for line in runs.lines(tmp_path, "metrics.jsonl")}
