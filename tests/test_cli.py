@@ -54,6 +54,35 @@ def test_only_the_first_rank_speaks() -> None:
     assert (done.returncode, done.stderr) == (errors.USER_ERROR, "")
 
 
+CRASHES = """
+import atexit, os
+from pretrain import cli
+
+class Crash:
+    def __del__(self):
+        os.abort()
+
+crash = Crash()
+cli.run = lambda words: atexit.register(print, "a library has ended in order") and 85
+print("said before")
+cli.main()
+"""
+"""A library that fails while the interpreter is torn down, as gloo's threads do."""
+
+
+@pytest.mark.parametrize(("ranks", "code"), [("2", errors.REQUEUE), ("1", -6)])
+def test_a_rank_ends_with_its_code_whatever_libraries_do_at_the_end(ranks: str, code: int) -> None:
+    variables = os.environ | {"RANK": "0", "WORLD_SIZE": ranks}
+    command = [sys.executable, "-c", CRASHES]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert ranks == "1" or done.stdout == "said before\na library has ended in order\n"
+
+
+def test_help_is_no_failure_on_several_ranks() -> None:
+    assert pretrain("export", "--help", RANK="0", WORLD_SIZE="2").returncode == errors.DONE
+
+
 def test_print_config_reloads(tmp_path: Path) -> None:
     done = pretrain("train", "configs/debug.yaml", "--print-config", "--optim.lr", "0.5")
     path = tmp_path / "printed.yaml"
