@@ -109,6 +109,9 @@ class StopRequest:
     def _meant(self, number: int) -> bool:
         return self._chosen is None or number in _ALWAYS or signal.Signals(number).name == self._chosen
 
+    def _meant_of(self, numbers: bytes) -> list[str]:
+        return [signal.Signals(number).name for number in numbers if number in _heard and self._meant(number)]
+
     def _stopped(self) -> Stopped:
         return Stopped(f"{self.received} came: there was nothing to save, start again")
 
@@ -121,8 +124,9 @@ class StopRequest:
     def _bound(self, reader: int) -> None:
         """End the process where a start does not end by itself; a thread."""
         while numbers := os.read(reader, 64):
-            meant = [signal.Signals(number).name for number in numbers if number in _heard and self._meant(number)]
-            if meant and not self._ended.wait(GRACE_S) and self.nothing_to_lose:
+            if not self._meant_of(numbers) or self._ended.wait(GRACE_S) or not self.nothing_to_lose:
+                continue
+            if meant := self._meant_of(numbers):  # the config may have been read meanwhile, and mean another signal
                 reason = f"{meant[0]} came, and the start did not end within {GRACE_S:g} s"
                 _say(f"{reason}: ended; there was nothing to save, start again")
                 self.before_leaving(REQUEUE, reason)

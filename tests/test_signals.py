@@ -86,6 +86,21 @@ def test_what_the_config_does_not_mean_is_told_and_kills_nothing(capfd: pytest.C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def test_a_start_is_not_ended_by_what_the_config_does_not_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came before the config was read, and the start then takes longer than a start that is to end may take."""
+    ended = threading.Event()
+    monkeypatch.setattr("pretrain.signals.GRACE_S", 0.2)
+    monkeypatch.setattr("os._exit", lambda code: ended.set())
+    with StopRequest() as stop:
+        send(signal.SIGUSR1)
+        stop.choose("USR2")
+        assert not ended.wait(1)
+        send(signal.SIGUSR2)
+        assert ended.wait(60), "what it means, ends it"
+    for number in SENT:
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+
+
 @pytest.mark.parametrize("name", ["KILL", "STOP", "SEGV", "USR3", "usr1", ""])
 def test_a_signal_that_cannot_stop_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=rf"train\.stop_signal {name} must be one of USR1, USR2"):
