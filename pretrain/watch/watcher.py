@@ -1,4 +1,4 @@
-"""The thread that looks after its rank: it writes the heartbeat, and ends the process when that stands still."""
+"""The threads that look after their rank: one writes its heartbeat, one ends the process when that stands still."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATIENT, PATIENCE = ("start", "data", "writing", "committing", "pruning", "evalu
 """Phases whose length grows with the data, the disk or the model get PATIENCE times `train.timeout_s`; they never wait
 for other ranks, and data has a patience of its own."""
 BEAT_S, END_S = 2.0, 20.0
-"""Seconds between heartbeats; seconds that a process gets to end once it has lost the others."""
+"""Seconds between heartbeats; seconds that a process gets to tell how it ends, though its disk may not answer."""
 
 
 def watching(run: Run) -> Watch:
@@ -80,45 +80,49 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._listening.__enter__()
-        self._thread = threading.Thread(target=self._look, daemon=True, name="watch")
-        self._thread.start()
+        loops = (self._judge, self._beat_on)
+        self._threads = [threading.Thread(target=loop, daemon=True, name=loop.__name__.strip("_")) for loop in loops]
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        bound = _end_after(END_S, exit_code(error), f"rank {self._rank} did not end, after {_line(error)}")
         if isinstance(error, RanksLost):
             self._report(ending=True)
-            # Threads and exit handlers of libraries may wait for the others for ever.
-            timer = threading.Timer(END_S, os._exit, [FAILURE])
-            timer.daemon = True
-            timer.start()
-        self.end(exit_code(error), None if error is None else _line(error))
-        self._thread.join(END_S)
+        self.end(exit_code(error), _line(error) if error else None)
+        for thread in self._threads:
+            thread.join(END_S)
         self._listening.__exit__(None, None, None)
+        if not isinstance(error, RanksLost):  # then threads of libraries may wait for the others for ever
+            bound.cancel()
 
-    def _look(self) -> None:
+    def _judge(self) -> None:
+        """End the process when it stands still; a thread that touches no disk before that is decided."""
         last = time.monotonic()
         while not self._done.wait(self._beat_s):
             now = time.monotonic()
             if now - last > 5 * self._beat_s:  # the process was suspended, and so were the others, perhaps
                 self._signs.forgive(now - last)
             last = now
-            self._write()
-            self._judge()
+            still_s, at = self._signs.still_s(), self._signs.at
+            if still_s > self._timeout_s * (PATIENCE if at.name in PATIENT else 1):
+                _end_after(END_S, FAILURE, f"rank {self._rank} stands still in phase {at}, and so do its reports")
+                self._report(ending=True)
+                self.end(FAILURE, f"in phase {at} for {still_s:.0f} s: ended")
+                os._exit(FAILURE)
 
-    def _judge(self) -> None:
-        still_s, at = self._signs.still_s(), self._signs.at
-        limit_s = self._timeout_s * (PATIENCE if at.name in PATIENT else 1)
-        if still_s > limit_s:
-            self._report(ending=True)
-            self.end(FAILURE, f"in phase {at} for {still_s:.0f} s: ended")
-            os._exit(FAILURE)
-        if still_s <= self._timeout_s / 2:
-            self._told = False
-        elif not self._told:
-            self._told = True
-            self._report(ending=False)
+    def _beat_on(self) -> None:
+        """Write heartbeats, and tell of a stall; a thread that may wait for the disk for ever."""
+        while not self._done.wait(self._beat_s):
+            self._write()
+            if self._signs.still_s() <= self._timeout_s / 2:
+                self._told = False
+            elif not self._told:
+                self._told = True
+                self._report(ending=False)
 
     def _report(self, ending: bool) -> None:
         """Tell who keeps whom waiting: one rank for all, and each that is waited for for itself."""
@@ -180,10 +184,25 @@ class Watch:
                 _say(f"rank {self._rank}: heartbeats cannot be kept: {error}")
 
 
+def _end_after(seconds: float, code: int, why: str) -> threading.Timer:
+    """End this process with `code`, whatever it then waits for, unless the timer is cancelled."""
+
+    def end() -> None:
+        _say(f"{why}: ended after {seconds:g} s more")
+        os._exit(code)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
 def _say(line: str) -> None:
     """On every rank: the first may be the one that cannot speak."""
     print(f"pretrain: {line}", file=sys.stderr, flush=True)
 
 
-def _line(error: BaseException) -> str:
+def _line(error: BaseException | None) -> str:
+    if error is None:
+        return "it was done"
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]

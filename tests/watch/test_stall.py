@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pretrain import phases
+from pretrain import errors, phases
 from pretrain.watch import beats, stall
 from pretrain.watch.beats import Beat
 from pretrain.watch.signs import Signs
 
+ROOT = Path(__file__).resolve().parents[2]
 NOW = "2026-01-01T00:05:20.000+00:00"
 WAITS = Beat(
     rank=0, host="elsewhere", pid=1, attempt=0, step=812, phase="backward", detail="", time=NOW,
@@ -146,3 +149,42 @@ def test_attempts(variables: dict[str, str], count: int, monkeypatch: pytest.Mon
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert beats.attempt() == count
+
+
+HUNG = """
+import os, sys, time
+from pathlib import Path
+import torch
+from pretrain import errors, phases
+from pretrain.watch import watcher
+from pretrain.world import World
+
+watcher.END_S = 1.0
+folder, ends = Path(sys.argv[1]), sys.argv[2] == "ends"
+with watcher.Watch(0, 1, 1.0, folder / "traces") as watch:
+    watch.open(folder, World(0, 1, 0, torch.device("cpu")))
+    for name in (".rank_00000.json", "rank_00000.stack"):
+        (folder / "ranks" / name).unlink(missing_ok=True)
+        os.mkfifo(folder / "ranks" / name)
+    time.sleep(0.5)
+    if ends:
+        raise errors.Stopped("saved")
+    with phases.phase("loss"):
+        time.sleep(600)
+"""
+"""A rank whose run folder answers no more: nobody reads from these pipes, so opening them waits for ever."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        ("stands", errors.FAILURE, "pretrain: rank 0 stands still in phase loss, and so do its reports: ended after"),
+        ("ends", errors.REQUEUE, "pretrain: rank 0 did not end, after Stopped: saved: ended after 1 s more"),
+    ],
+)
+def test_a_disk_that_does_not_answer_keeps_no_rank(tmp_path: Path, how: str, code: int, said: str) -> None:
+    command = [sys.executable, "-c", HUNG, str(tmp_path), how]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
