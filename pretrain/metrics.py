@@ -24,12 +24,13 @@ from pretrain.world import World
 KEYS = (
     *("step", "epoch", "samples", "loss", "terms", "lr", "logit_scale", "logit_bias", "grad_norm", "samples_per_s"),
     *("step_s", "data_wait_s", "phases_s", "exchange_bytes", "peak_memory_bytes", "skipped", "truncated"),
-    *("batch_digest", "steps_skipped", "geometry", "weights_hash"),
+    *("batch_digest", "steps_skipped", "rewinds", "geometry", "weights_hash"),
 )
 """Keys of a record, in order: metrics.jsonl has exactly these. `skipped` counts samples since the run began,
 `truncated` the captions that were cut to the context length since the last record, both over all ranks; `phases_s` has
-seconds a step of each phase, means over ranks, and `other` is the rest of `step_s`. The last three are the guard's:
-steps left out since the run began, `guard.geometry.NAMES`, and the hash of the weights where it was taken."""
+seconds a step of each phase, means over ranks, and `other` is the rest of `step_s`. The last four are the guard's:
+steps left out since the run began, times that it went back, `guard.geometry.NAMES`, and the hash of the
+weights where it was taken."""
 MAX_WAIT = 0.01
 """Share of a step's time; steps that wait longer for data are told why."""
 QUIET_WINDOWS = 20
@@ -188,7 +189,7 @@ class Meter:
             samples: pairs seen.
             lr: learning rate of the step.
             sent: bytes that the loss's exchange has sent from this rank so far.
-            guard: its three entries; None: nothing watches.
+            guard: its four entries; None: nothing watches.
         """
         found = self._means(report, (sent - self._sent) / max(self.clock.steps, 1))
         self._sent = sent
@@ -204,7 +205,7 @@ class Meter:
             "terms": {name.removeprefix("terms/"): value for name, value in found.items()},
         }
         values |= {"step": step, "epoch": epoch, "samples": samples, "lr": lr, "batch_digest": batch_digest}
-        values |= guard or {"steps_skipped": 0, "geometry": {}, "weights_hash": None}
+        values |= guard or {"steps_skipped": 0, "rewinds": 0, "geometry": {}, "weights_hash": None}
         return {key: values[key] for key in KEYS}
 
     def _times(self, found: dict[str, float]) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class Jsonl:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _retain(path, keep)
+        self.folder = path.parent
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, record: Record) -> None:
@@ -99,6 +100,11 @@ class Sinks:
         if self._files:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             self._files["events"].write({"time": now, "event": kind, **facts})
+
+    def listing(self, name: str, lines: Sequence[str]) -> None:
+        """What is too long for an event, one a line, to a file of its own: `name` in the run folder."""
+        if self._files:
+            write_atomic(self._files["events"].folder / name, "".join(f"{line}\n" for line in lines))
 
     def close(self) -> None:
         """Close every sink; a tracker that cannot be closed is reported and left."""

@@ -20,8 +20,8 @@ import torch
 from pretrain import checkpoint, claim, runfile
 from pretrain import checkpoint_files as files
 from pretrain.checkpoint import State
-from pretrain.checkpoints import state as names
 from pretrain.checkpoints import places, tensors, writing
+from pretrain.checkpoints import state as names
 from pretrain.config import Run
 from pretrain.errors import UserError
 from pretrain.world import World

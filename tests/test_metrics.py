@@ -75,7 +75,7 @@ def test_record_has_exactly_the_documented_keys() -> None:
         ", ".join(record)
         == documented
         + "data_wait_s, phases_s, exchange_bytes, peak_memory_bytes, skipped, truncated, batch_digest"
-        ", steps_skipped, geometry, weights_hash"
+        ", steps_skipped, rewinds, geometry, weights_hash"
     )
     assert record["grad_norm"] == {"total": 5.0, "image": 3.0, "text": 4.0}
     assert record["terms"] == {"a": 1.5, "b": 0.5}

@@ -36,7 +36,7 @@ def record(step: int, **changes: Any) -> dict[str, Any]:
     values |= {"samples_per_s": 64.0, "step_s": 0.5, "data_wait_s": 0.1}
     values |= {"phases_s": {"data": 0.1, "backward": 0.3, "other": 0.1}, "exchange_bytes": 0}
     values |= {"peak_memory_bytes": 10, "skipped": 0, "truncated": 0, "batch_digest": None}
-    values |= {"steps_skipped": 0, "geometry": {"image_rank": 3.0}, "weights_hash": None} | changes
+    values |= {"steps_skipped": 0, "rewinds": 0, "geometry": {"image_rank": 3.0}, "weights_hash": None} | changes
     assert tuple(values) == KEYS
     return values
 

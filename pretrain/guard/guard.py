@@ -22,6 +22,9 @@ from pretrain.world import World
 
 log = logging.getLogger(__name__)
 
+KEYS = 256
+"""Keys of samples that an event holds; of larger batches a file of their own has them all."""
+
 
 class Guard:
     """Of one run, on this rank. Every rank makes the same calls at the same steps."""
@@ -51,7 +54,7 @@ class Guard:
         if due or step % LOOK == 0:
             self.look(step, sinks)
         every = self._options.compare_steps
-        self.weights_hash = self._compare(step, model, sinks) if every and step % every == 0 else None
+        self.weights_hash = self._compare(step, every, model, sinks) if every and step % every == 0 else None
 
     def look(self, step: int, sinks: Sinks) -> None:
         """Learn what became of the steps up to this one, and write down those that were left out."""
@@ -67,7 +70,8 @@ class Guard:
     def numbers(self, features: Features) -> dict[str, Any]:
         """Its part of the record of the step just done. Collective."""
         figures = geometry.measure(features, self._world)
-        return {"steps_skipped": self.record.skipped, "geometry": figures, "weights_hash": self.weights_hash}
+        counts = {"steps_skipped": self.record.skipped, "rewinds": self.record.rewinds}
+        return counts | {"geometry": figures, "weights_hash": self.weights_hash}
 
     def trouble(self, step: int, done: bool) -> Trouble | None:
         """Whether the run must go back now."""
@@ -86,10 +90,13 @@ class Guard:
     def _write(self, step: int, verdict: Verdict, keys: tuple[str, ...], sinks: Sinks) -> None:
         start = left_out.position((step - 1) * self._batch, self.record.left_out)
         everyone = [key for part in self._world.share(keys) for key in part]
-        place = {"samples": [start, start + self._batch], "keys": everyone}
+        place: dict[str, Any] = {"samples": [start, start + self._batch], "keys": everyone[:KEYS]}
+        if len(everyone) > KEYS:
+            place["all_keys"] = f"skipped/samples_{start:012d}.txt"
+            sinks.listing(place["all_keys"], everyone)
         sinks.event("step_skipped", step=step, reason=verdict.reason, **vars(verdict), **place)
 
-    def _compare(self, step: int, model: DualEncoder, sinks: Sinks) -> str | None:
+    def _compare(self, step: int, every: int, model: DualEncoder, sinks: Sinks) -> str | None:
         named = hashes.comparable(model.towers)
         if not named:
             return None
@@ -98,8 +105,8 @@ class Guard:
             return found
         sinks.event("weights_differ", step=step, parameter=difference.name, ranks=difference.ranks)
         raise RunFailed(
-            f"after step {step} {difference}: a machine has computed or copied wrongly; nothing was saved, start again "
-            "without it, and the run goes on from its last checkpoint"
+            f"after step {step} {difference}: a machine has computed or copied wrongly; this step was not saved; "
+            f"remove checkpoints after step {step - every}, which may hold it, and start again without that machine"
         )
 
 

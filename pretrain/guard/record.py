@@ -75,5 +75,9 @@ class Record:
 
     def load(self, facts: Mapping[str, Any]) -> None:
         """Take back what `facts` gave."""
-        self.skipped, self.rewinds, self.recent = facts["skipped"], facts["rewinds"], tuple(facts["recent"])
-        self.left_out = tuple((start, stop) for start, stop in facts["left_out"])
+        self.skipped, self.recent = facts["skipped"], tuple(facts["recent"])
+        self.went(facts)
+
+    def went(self, facts: Mapping[str, Any]) -> None:
+        """Take `rewinds` and `left_out` alone: the way of a run that has gone back since its checkpoint."""
+        self.rewinds, self.left_out = facts["rewinds"], tuple((start, stop) for start, stop in facts["left_out"])

@@ -7,7 +7,7 @@ every number must be equal bit for bit.
 from __future__ import annotations
 
 import fcntl
-import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,14 +16,13 @@ from pretrain.checkpoint import Folder
 from pretrain.checks import check_world
 from pretrain.config import Run
 from pretrain.errors import RunFailed, UserError
-from pretrain.guard import hashes
+from pretrain.guard import hashes, past
+from pretrain.guard.past import Past
 from pretrain.metrics import Meter
 from pretrain.signals import interruptible
 from pretrain.sinks import Sinks
 from pretrain.train import Training, use_threads
 from pretrain.world import join
-
-_COMPARED = ("loss", "terms", "grad_norm", "logit_scale", "logit_bias", "steps_skipped", "batch_digest", "weights_hash")
 
 
 def replay(run: Run, step: int) -> None:
@@ -44,8 +43,10 @@ def replay(run: Run, step: int) -> None:
         if found is None:
             raise UserError(f"--replay {step}: {_what_is_left(homes)}; checkpoint.milestone_steps keeps some for ever")
         training = Training(run, world, checkpoint.read_facts(found))
-        recorded = _recorded(training, homes, step)
+        known = _past(training, homes, step)
+        recorded = known.numbers
         snapshot.put_back(training, found)
+        training.guard.record.went(known.guard)
         rows = list(_rows(recorded, _again(training, step, bool(recorded.get("batch_digest")))))
         if world.is_main:
             _show(rows, found)
@@ -71,21 +72,13 @@ def _refuse(run: Run) -> None:
             raise UserError(f"--replay: {run.path} is being trained by {file.read().strip()}: stop that") from None
 
 
-def _recorded(training: Training, homes: list[Folder], step: int) -> dict[str, Any]:
-    """What is known of a step, by the names in _COMPARED. Collective."""
-    world, found = training.world, dict[str, Any]()
+def _past(training: Training, homes: list[Folder], step: int) -> Past:
+    """What is known of a step. Collective."""
+    world, found = training.world, Past({}, {})
     with world.together("reading what was recorded"):
         if world.is_main:
-            path = training.run.path / "metrics.jsonl"
-            lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-            record: dict[str, Any] = next((line for line in lines if line["step"] == step), {})
-            found = {name: record[name] for name in _COMPARED if record.get(name) is not None}
-            if saved := next((f for f in checkpoint.whole_checkpoints(homes) if checkpoint.step_of(f) == step), None):
-                weights, names = checkpoint.read_weights(saved, False), hashes.comparable(training.model.towers)
-                found |= {"weights_hash": hashes.of_whole({name: weights[name] for name in names})} if names else {}
-            if not found:
-                raise UserError(f"--replay {step}: metrics.jsonl has no such step; name a multiple of log.every_steps")
-    shared: dict[str, Any] = world.share(found)[0]
+            found = past.of(training.run.path, homes, step, list(hashes.comparable(training.model.towers)))
+    shared: Past = world.share(found)[0]
     return shared
 
 
@@ -120,9 +113,14 @@ def _rows(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[tup
     """(name, then, now) of every number that was recorded."""
     for name, value in recorded.items():
         if isinstance(value, Mapping):
-            yield from ((f"{name}.{key}", part, again[name].get(key)) for key, part in value.items())
+            yield from ((f"{name}.{key}", part, _as_recorded(again[name].get(key))) for key, part in value.items())
         else:
-            yield name, value, again[name]
+            yield name, value, _as_recorded(again[name])
+
+
+def _as_recorded(value: Any) -> Any:
+    """JSON has no word for what is not finite: a step that was left out for that is the same again."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _show(rows: list[tuple[str, Any, Any]], found: Folder) -> None:

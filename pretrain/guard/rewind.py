@@ -7,7 +7,7 @@ goes on from the same checkpoint, meets the same trouble, and goes back again in
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pretrain import checkpoint, snapshot
 from pretrain.checkpoints import places
@@ -40,14 +40,16 @@ def go_back(training: Training, trouble: Trouble, sinks: Sinks) -> None:
     if found is None:
         raise UserError(_nowhere(training, trouble))
     stretch = trouble.stretch(training.run.train.global_batch, record.left_out)
-    facts = {"step": now, "to": checkpoint.step_of(found), "steps_skipped": trouble.steps, "left_out": stretch}
+    facts: dict[str, Any] = {"step": now, "to": checkpoint.step_of(found)}
+    facts |= {"steps_skipped": trouble.steps, "left_out": stretch}
+    rewinds, stretches = record.rewinds + 1, left_out.merged((*record.left_out, stretch))
+    facts |= {"rewinds": rewinds, "all_left_out": stretches}
     sinks.event("rewound", **facts, shards=_shards(training, trouble))
     if world.is_main:
         log.warning("the run goes back from step %d to %d and leaves out samples %d to %d", now, facts["to"], *stretch)
-    rewinds, stretches = record.rewinds + 1, left_out.merged((*record.left_out, stretch))
     _drop_later(training, checkpoint.step_of(found))
     snapshot.put_back(training, found)
-    record.rewinds, record.left_out = rewinds, stretches
+    record.went({"rewinds": rewinds, "left_out": stretches})
 
 
 def _drop_later(training: Training, step: int) -> None:
