@@ -91,7 +91,6 @@ def load(folder: Folder, world: World) -> State:
     """
     with world.together(f"loading checkpoint {folder}"):
         trainer = read_trainer(folder)
-        rng = folder / state.rng_file(world.rank)
         same = {field: _stored(folder, stem) for field, stem in state.SAME.items()}
         return State(
             step=trainer["step"],
@@ -99,7 +98,7 @@ def load(folder: Folder, world: World) -> State:
             weights=_stored(folder, state.SPREAD["weights"]),
             average=_stored(folder, state.SPREAD["average"]) if has_average(folder) else None,
             optimizer=_stored(folder, state.SPREAD["optimizer"]),
-            rng=files.read_tensors(rng) if world.rank < trainer["world_size"] else {},
+            rng=_rng(folder, world.rank) if world.rank < trainer["world_size"] else {},
             facts=trainer["facts"],
             **same,
         )
@@ -169,14 +168,15 @@ def read_weights(folder: Folder, average: bool) -> dict[str, Tensor]:
         average: the moving average, completed by the weights that it does not follow (frozen ones).
 
     Raises:
-        UserError: the run kept no average.
+        UserError: the run kept no average, or a file is not what the manifest and its name say.
     """
-    weights = dict(_stored(folder, state.SPREAD["weights"]))
-    if not average:
-        return weights
-    if not has_average(folder):
+    if average and not has_average(folder):
         raise UserError(f"{folder} holds no averaged weights: optim.ema_decay was not set; ask for the plain ones")
-    return weights | dict(_stored(folder, state.SPREAD["average"]))
+    stems = [state.SPREAD["weights"]] + [state.SPREAD["average"]] * average
+    try:
+        return {name: tensor for stem in stems for name, tensor in _stored(folder, stem).items()}
+    except OSError as error:
+        raise UserError(f"{error}; use another checkpoint") from error
 
 
 def read_run(folder: Folder) -> config.Run:
@@ -193,9 +193,15 @@ def read_trainer(folder: Folder) -> dict[str, Any]:
     """state/trainer.json: format, step, samples, world_size, attempt, saved, facts.
 
     Raises:
-        UserError: it is of another format.
+        UserError: it is of another format, or of none.
     """
-    trainer: dict[str, Any] = json.loads((folder / state.TRAINER).read_text())
+    try:
+        trainer: dict[str, Any] = json.loads((folder / state.TRAINER).read_text())
+        missing = [key for key in ("format", "step", "samples", "world_size", "facts") if key not in trainer]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder}: {state.TRAINER} is no JSON object ({error}); use another checkpoint") from error
+    if missing:
+        raise UserError(f"{folder}: {state.TRAINER} lacks {missing[0]}; use another checkpoint")
     if trainer["format"] != state.FORMAT:
         rule = "is later than" if trainer["format"] > state.FORMAT else "is older than"
         fix = "update pretrain" if trainer["format"] > state.FORMAT else "use the version of pretrain that wrote it"
@@ -206,6 +212,13 @@ def read_trainer(folder: Folder) -> dict[str, Any]:
 def files_of(folder: Folder, stem: str) -> list[Folder]:
     """Those that the manifest vouches for, and no others."""
     return [folder / name for name in files.manifest(folder) if state.is_file_of(stem, name)]
+
+
+def _rng(folder: Folder, rank: int) -> dict[str, Tensor]:
+    name = state.rng_file(rank)
+    if name not in files.manifest(folder):
+        raise OSError(f"{files.MANIFEST}: does not list {name}")
+    return files.read_tensors(folder / name)
 
 
 def _stored(folder: Folder, stem: str) -> Stored:

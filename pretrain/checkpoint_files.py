@@ -14,6 +14,7 @@ from typing import Any
 import xxhash
 from torch import Tensor
 
+from pretrain.checkpoints import state
 from pretrain.checkpoints import tensors as formats
 from pretrain.checkpoints.pieces import whole
 from pretrain.checkpoints.url import Folder, Url, read_range, size_of
@@ -129,12 +130,16 @@ def manifest(folder: Folder) -> dict[str, dict[str, Any]]:
 
     Raises:
         OSError: manifest or COMMIT are missing.
-        ValueError: they do not fit each other.
+        ValueError: they do not fit each other, or do not vouch for what every checkpoint has.
     """
     text = (folder / MANIFEST).read_bytes()
     if (folder / COMMIT).read_bytes() != _json(digest_of(text.decode())).encode():
         raise ValueError(f"{MANIFEST}: differs from what {COMMIT} says of it")
     found: dict[str, dict[str, Any]] = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"{MANIFEST}: holds a {type(found).__name__}, not size and hash by name")
+    if absent := state.absent(found):
+        raise ValueError(f"{MANIFEST}: does not list {absent[0]}")
     if outside := [name for name in found if name.startswith("/") or ".." in name.split("/")]:
         raise ValueError(f"{MANIFEST}: {outside[0]} lies outside of the checkpoint")
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from tyro.conf import Positional
 
@@ -56,7 +55,7 @@ def _verify(source: Positional[str], /, *, json: bool = False) -> None:
         raise UserError(f"{damaged} of {len(found)} checkpoints are damaged; see above")
 
 
-def _consolidate(source: Positional[str], out: Positional[Path], /, *, json: bool = False) -> None:
+def _consolidate(source: Positional[str], out: Positional[str], /, *, json: bool = False) -> None:
     """Write a checkpoint's weights as plain safetensors files, each tensor whole, for any other library.
 
     Args:
@@ -65,5 +64,9 @@ def _consolidate(source: Positional[str], out: Positional[Path], /, *, json: boo
         json: Print one JSON object instead of a table.
     """
     from pretrain.checkpoints import report
+    from pretrain.checkpoints.url import Url, folder_of
 
-    show(report.consolidate(source, out), json)
+    folder = folder_of(out)
+    if isinstance(folder, Url):
+        raise UserError(f"out {out} is a URL: name a folder on a disk, and copy it from there")
+    show(report.consolidate(source, folder), json)

@@ -140,6 +140,7 @@ class Store:
         folder = self.working(step)
         may()
         files.commit(folder)
+        may()  # held up before COMMIT was there, it is withdrawn: no rename fails here for a late process
         for other, number, attempt in self._found():
             if number == step and attempt < self.attempt:
                 self.remove(other)

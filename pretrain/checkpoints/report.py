@@ -36,12 +36,14 @@ def inspect(source: str) -> dict[str, Any]:
 
 
 def verify(source: str) -> dict[str, list[str]]:
-    """For a checkpoint, or each one of a run, everything that is wrong with it as 'file: reason'; every file is hashed.
+    """For a checkpoint, or each one of a run, everything that is wrong with it as 'file: reason'; every file is hashed,
+    and has the form that its name tells.
 
     Raises:
         UserError: it is neither.
     """
-    return {str(folder): list(files.faults(folder)) for folder in _folders(source)[0]}
+    found = {folder: list(files.faults(folder)) for folder in _folders(source)[0]}
+    return {str(folder): reasons or list(_misshapen(folder)) for folder, reasons in found.items()}
 
 
 def consolidate(source: str, out: Path) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def consolidate(source: str, out: Path) -> dict[str, Any]:
         source: checkpoint, or run for its newest good one.
 
     Raises:
-        UserError: the source is no whole checkpoint, or `out` exists.
+        UserError: the source is no whole checkpoint, or `out` exists or cannot be made.
     """
     folder = checkpoint.locate(source)
     if out.exists():
@@ -67,6 +69,8 @@ def consolidate(source: str, out: Path) -> dict[str, Any]:
             weights: Mapping[str, Tensor] = checkpoint.read_weights(folder, average)
             written[name] = files.write_tensors(temp / name, weights)["size"]
         os.replace(temp, out)
+    except OSError as error:
+        raise UserError(f"out {out} cannot be written ({error}); name a folder on a disk with room") from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
     return {"checkpoint": str(folder), "folder": str(out), "bytes": written}
@@ -92,7 +96,7 @@ def _folders(source: str) -> tuple[list[Folder], bool]:
 
 
 def _summary(folder: Folder) -> dict[str, Any]:
-    reason = files.fault(folder, contents=False)
+    reason = files.fault(folder, contents=False) or next(_misshapen(folder), None)
     if reason is not None:
         return {"condition": f"damaged: {reason}"}
     trainer = checkpoint.read_trainer(folder)
@@ -102,6 +106,19 @@ def _summary(folder: Folder) -> dict[str, Any]:
     age = datetime.now(UTC) - datetime.fromisoformat(trainer["saved"])
     size = sum(entry["size"] for entry in files.manifest(folder).values())
     return facts | {"age_s": round(age.total_seconds()), "engine": run.get("engine"), "bytes": size}
+
+
+def _misshapen(folder: Folder) -> Iterator[str]:
+    """What of a checkpoint that its manifest vouches for is not of its form: a manifest can be forged."""
+    try:
+        checkpoint.read_trainer(folder)
+        yaml.safe_load((folder / state.CONFIG).read_text())
+        for stem in (*state.SPREAD.values(), *state.SAME.values()):
+            Stored(checkpoint.files_of(folder, stem))
+    except (OSError, UserError, UnicodeDecodeError) as error:
+        yield str(error).removeprefix(f"{folder}/").removeprefix(f"{folder}: ")
+    except yaml.YAMLError as error:
+        yield f"{state.CONFIG}: is no YAML ({' '.join(str(error).split())})"
 
 
 def _parts(folder: Folder) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ SPREAD = {"weights": "weights/model", "average": "weights/ema", "optimizer": "st
 """Field of a State -> beginning of the names of its files, which ranks write together."""
 SAME = {"objective": "state/objective", "guard": "state/guard"}
 """The same, of what rank 0 writes for all; left out where it is empty."""
-_OF_RANKS = re.compile(r"-\d{5}-of-\d{5}")
+_OF_RANKS = re.compile(r"-\d{5}-of-(\d{5})")
 
 
 @dataclass(frozen=True)
@@ -56,3 +56,13 @@ def file_of(stem: str, writer: int, writers: int) -> str:
 def is_file_of(stem: str, name: str) -> bool:
     """Whether a file holds a part of what `stem` names."""
     return _OF_RANKS.sub("", name) == f"{stem}.safetensors"
+
+
+def absent(names: Collection[str]) -> list[str]:
+    """Files without which a checkpoint of just these files is none: parts that every one has, all writers' shares."""
+    needed = [CONFIG, TRAINER]
+    for part, stem in SPREAD.items():
+        matches = [_OF_RANKS.search(name) for name in names if is_file_of(stem, name)]
+        counts = {int(match[1]) if match else 1 for match in matches} or ({1} if part != "average" else set())
+        needed += [file_of(stem, writer, count) for count in counts for writer in range(count)]
+    return [name for name in needed if name not in names]

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 
 from pretrain import checkpoint, cli, errors
 from pretrain import checkpoint_files as files
-from pretrain.checkpoints import attempts, report
+from pretrain.checkpoints import attempts, places, report, writing
 from pretrain.checkpoints.saver import Saver
+from pretrain.checkpoints.staging import Stage
 from pretrain.checkpoints.url import Url, folder_of
 from pretrain.checkpoints.writing import Keep
-from pretrain.errors import UserError
+from pretrain.errors import ProcessDied, UserError
 
 _spec = importlib.util.spec_from_file_location(
     "tests_test_checkpoint", Path(__file__).parents[1] / "test_checkpoint.py"
@@ -192,3 +193,50 @@ def test_verify_names_every_damaged_file(tmp_path: Path, capsys: pytest.CaptureF
     assert report.inspect(str(tmp_path))["checkpoints"][bad.name]["condition"].startswith("damaged: config.yaml")
     with pytest.raises(UserError, match="neither a run folder nor a checkpoint"):
         report.inspect(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("weights/model.safetensors", b"\x80\x04" + b"N" * 30 + b".", "is no safetensors file"),
+        ("state/trainer.json", b"{}", "lacks format"),
+        ("state/trainer.json", b"7", "is no JSON object"),
+        ("config.yaml", b"!!python/object/apply:os.getpid []", "is no YAML"),
+    ],
+)
+def test_a_forged_file_of_another_form_is_one_line(
+    tmp_path: Path, name: str, content: bytes, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint.save(tmp_path, base.make(1), ONE, "")
+    assert isinstance(folder, Path)
+    (folder / name).write_bytes(content)
+    entries = json.loads((folder / "manifest.json").read_text())
+    files.write_manifest(folder, entries | {name: files.digest(folder / name)})
+    files.commit(folder)
+    assert cli.run(["checkpoint", "verify", str(folder)]) == errors.USER_ERROR
+    assert told in capsys.readouterr().out
+    assert told in report.inspect(str(tmp_path))["checkpoints"][folder.name]["condition"]
+    if name.startswith("weights"):
+        with pytest.raises(UserError, match=told):
+            report.consolidate(str(folder), tmp_path / "out")
+
+
+def test_consolidate_makes_a_folder_on_a_disk_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, file = checkpoint.save(tmp_path, base.make(1), ONE, ""), tmp_path / "file"
+    file.write_text("")
+    for out, told in (("memory://bucket/out", "is a URL"), (str(file / "out"), "cannot be written")):
+        assert cli.run(["checkpoint", "consolidate", str(folder), out]) == errors.USER_ERROR
+        assert told in capsys.readouterr().err
+
+
+def test_a_process_held_up_right_before_commit_withdraws_it(store: Url) -> None:
+    save(store, 1, 1)
+    place = places.of(store / "checkpoints", 1)
+
+    def may() -> None:  # the later attempt starts between the last question and COMMIT
+        if (place.working(2) / files.COMMIT).exists():
+            raise ProcessDied("followed by attempt 2")
+
+    with pytest.raises(ProcessDied, match="attempt 2"):
+        writing.write(Stage().take(base.make(2), ONE, ""), place, ONE, may, Keep(1))
+    assert listed(store) == ["step_00000001.1"]

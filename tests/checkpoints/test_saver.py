@@ -18,7 +18,7 @@ import torch
 
 from pretrain import checkpoint, errors
 from pretrain import checkpoint_files as files
-from pretrain.checkpoints import attempts, tensors
+from pretrain.checkpoints import attempts, state, tensors
 from pretrain.checkpoints.saver import Saver
 from pretrain.checkpoints.writing import Keep
 from pretrain.errors import ProcessDied, UserError
@@ -205,6 +205,24 @@ def test_a_malicious_file_is_never_run(tmp_path: Path, name: str, forged: bool) 
         with pytest.raises(UserError, match=f"no good one .*{Path(name).name}"):
             checkpoint.locate(tmp_path)
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("name", ["weights/model.safetensors", "state/trainer.json", "config.yaml", None])
+def test_what_the_manifest_does_not_list_is_not_read(tmp_path: Path, name: str | None) -> None:
+    folder = checkpoint.save(tmp_path, base.make(1), ONE, "")
+    entries = json.loads((folder / "manifest.json").read_text())
+    found = [] if name is None else {key: entry for key, entry in entries.items() if key != name}
+    files.write_plain(folder / "manifest.json", json.dumps(found))
+    files.commit(folder)
+    with pytest.raises(UserError, match="holds a list" if name is None else f"does not list {name}"):
+        checkpoint.locate(tmp_path)
+
+
+def test_a_file_of_several_writers_is_missed(tmp_path: Path) -> None:
+    listed = ["config.yaml", "state/trainer.json", "state/optimizer.safetensors"]
+    listed += [f"weights/model-{n:05d}-of-00003.safetensors" for n in (1, 3)]
+    assert state.absent(listed) == ["weights/model-00002-of-00003.safetensors"]
+    assert state.absent([*listed, "weights/model-00002-of-00003.safetensors"]) == []
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/hostname"])
