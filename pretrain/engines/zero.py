@@ -116,7 +116,7 @@ class Places:
         for place in self.named.values():
             if (grad := self.gradient(place)) is not None:
                 grad.fill_(torch.nan)
-        if self.stage < 3 and self.zero.cpu_offload:  # it looked in the backward pass, and keeps norms
+        if getattr(self.zero, "norm_for_param_grads", None):  # with offload: it looked in the backward pass
             self.zero.local_overflow = True
             for norm in self.zero.norm_for_param_grads.values():
                 norm.fill_(torch.nan)

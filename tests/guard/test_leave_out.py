@@ -78,7 +78,7 @@ def test_an_engine_leaves_a_step_out_on_every_rank(
 
 @pytest.mark.ranks
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "offload"), [(0, False), (1, True), (2, False), (3, False)])
+@pytest.mark.parametrize(("stage", "offload"), [(0, False), (1, True), (2, False), (3, False), (3, True)])
 def test_deepspeed_leaves_a_step_out_on_every_rank(ranks: Any, stage: int, offload: bool) -> None:
     pytest.importorskip("deepspeed")
     found = ranks(2).run(on_rank, "deepspeed", "adamw", {"zero_stage": stage, "offload": offload})
