@@ -2,8 +2,7 @@
 
 Sources: the rule of mean and standard deviations over a window of steps, of loss and gradient norm, is OLMo 2's
 (Team OLMo 2024, arXiv:2501.00656, SkipStepOptimizer); that spikes begin with single batches is PaLM's finding
-(Chowdhery et al. 2022, arXiv:2204.02311, section 5.1). Here mean and deviation are of the logarithm of the norm: norms
-of healthy runs have a long tail, by which small ones lost up to 15 of 1000 steps.
+(Chowdhery et al. 2022, arXiv:2204.02311, section 5.1).
 """
 
 from __future__ import annotations
@@ -25,9 +24,7 @@ WINDOW = 128
 WARM_UP = 32
 """Steps that must have been taken before spikes are judged; what is not finite is left out from the first step on."""
 _LEAST_SPREAD = 1e-3
-"""Standard deviation that is always granted, as a share of what is judged: rounding is no spike."""
-_LEAST_NORM = 1e-30
-"""What a norm of 0 counts as."""
+"""Standard deviation that is always granted, as a share of the mean: rounding is no spike."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +97,9 @@ class Judge:
             found /= self._world.size
         limits = self._limits()
         keep = (found.isfinite() & (found <= limits)).all()
-        kept = torch.stack([found[0], found[1].clamp(min=_LEAST_NORM).log()])
         self._unread.append(torch.cat([found, limits]))
         here = (self._places == self._count % WINDOW) & keep
-        self._taken = torch.where(here, kept[:, None], self._taken)
+        self._taken = torch.where(here, found[:, None], self._taken)
         self._count = self._count + keep
         return keep
 
@@ -114,7 +110,5 @@ class Judge:
         filled = (self._places < self._count).double()
         mean = (self._taken * filled).sum(1) / filled.sum().clamp(min=1)
         spread = (((self._taken - mean[:, None]).square() * filled).sum(1) / filled.sum().clamp(min=1)).sqrt()
-        least = _LEAST_SPREAD * torch.stack([mean[0].abs(), torch.ones_like(mean[1])])
-        limits = mean + self._spikes * torch.maximum(spread, least)
-        limits = torch.stack([limits[0], limits[1].exp()])
+        limits = mean + self._spikes * torch.maximum(spread, _LEAST_SPREAD * mean.abs())
         return torch.where(self._count >= WARM_UP, limits, math.inf)
