@@ -15,6 +15,7 @@ VERBS = {
     "export": "write the encoders for another library, proven equal: export RUN OUT --to open_clip",
     "pack": "make WebDataset shards: pack folder DIR OUT | table FILE OUT | shards SHARDS OUT | digits OUT",
     "index": "build the shards' offset indexes, or check the shards: index SHARDS... [--check] [--report PAGE]",
+    "launch": "start a run on a cluster: launch slurm|torchrun|deepspeed CONFIG [--nodes N ...] [--dry-run] [--json]",
     "bench": "measure beside open_clip what the README quotes: bench loss|step|overlap [--json], in a checkout",
 }
 

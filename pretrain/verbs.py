@@ -14,8 +14,9 @@ from pretrain import flags
 from pretrain.errors import UserError
 from pretrain.show import show
 from pretrain.verbs_data import index, pack
+from pretrain.verbs_launch import launch
 
-__all__ = ["bench", "evaluate", "export", "index", "pack", "show", "train"]
+__all__ = ["bench", "evaluate", "export", "index", "launch", "pack", "show", "train"]
 
 Average = Literal["auto", "yes", "no"]
 _AVERAGE: dict[Average, bool | None] = {"auto": None, "yes": True, "no": False}

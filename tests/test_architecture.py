@@ -69,7 +69,7 @@ THIRD_PARTY = {  # package -> the only modules that may import it, because it is
 }
 NO_TORCH = ["pretrain", "pretrain.__main__", "pretrain.cli", "pretrain.config", "pretrain.data.images.augmentations",
             "pretrain.data.texts.edits", "pretrain.errors", "pretrain.flags", "pretrain.named", "pretrain.rules",
-            "pretrain.runfile", "pretrain.show", "pretrain.verbs", "pretrain.verbs_data",
+            "pretrain.runfile", "pretrain.show", "pretrain.verbs", "pretrain.verbs_data", "pretrain.verbs_launch",
             "pretrain.launch.*", "pretrain.plan.*"]  # fmt: skip
 COLLECTIVES = ["pretrain.exchange.*", "pretrain.engines.*", "pretrain.world", "pretrain.losses", "benchmarks.*"]
 
