@@ -47,12 +47,16 @@ stops() { cat "$run/events.jsonl" 2>/dev/null | grep -c '"event": "stopped"'; }
 
 requeue() {
   echo "requeued: $1"
+  trap '' TERM  # SLURM ends this shell now; what is left out can be changed once the job waits again
+  scontrol requeue "$SLURM_JOB_ID" || exit 1
   bad=$(cd "$bad_nodes" && printf '%s\n' * | sort | paste -sd, -)
-  if [ "$bad" != '*' ]; then
-    echo "left out from now on: $bad"
-    scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${exclude:+$exclude,}$bad"
-  fi
-  exec scontrol requeue "$SLURM_JOB_ID"
+  [ "$bad" != '*' ] || exit 0
+  echo "left out from now on: $bad"
+  for _ in 1 2 3 4 5 6 7 8; do
+    scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${exclude:+$exclude,}$bad" && break
+    sleep 0.5
+  done
+  exit 0
 }
 
 end() {
