@@ -25,9 +25,18 @@ def launch(args: list[str]) -> None:
         return
     if kind not in KINDS:
         raise UserError(f"launch {kind}: name a launcher, one of {', '.join(KINDS)}")
-    schema, call = KINDS[kind]
+    KINDS[kind][1](*read(kind, rest))
+
+
+def read(kind: str, rest: list[str]) -> tuple[Asked, Any]:
+    """What a command line asks for, and the options of its launcher.
+
+    Raises:
+        UserError: a flag is neither an option nor a knob, or an option does not fit.
+    """
+    schema = KINDS[kind][0]
     want = asked.parse(rest, schema)
-    call(want, flags.parse(schema, want.own, f"pretrain launch {kind} CONFIG", schema()))
+    return want, flags.parse(schema, want.own, f"pretrain launch {kind} CONFIG", schema())
 
 
 def _slurm(want: Asked, options: slurm.Slurm) -> None:
