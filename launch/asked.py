@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 
+import pretrain
 from pretrain.config import Run
 from pretrain.errors import UserError
 
-CLUSTERS = Path(__file__).resolve().parents[1] / "configs" / "clusters"
+CLUSTERS = Path(pretrain.__file__).parent / "configs" / "clusters"
 _HELP = ("-h", "--help")
 
 

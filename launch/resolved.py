@@ -10,10 +10,12 @@ from typing import Any
 
 import yaml
 
+import pretrain
 from pretrain.errors import USER_ERROR, UserError
 from pretrain.launch.job import Machines
 
-PACKAGE = Path(__file__).resolve().parents[1] / "pretrain"
+PACKAGE = Path(pretrain.__file__).parent
+"""The package that runs now: in a checkout, launch/ lies beside it and is linked, in a wheel it lies inside."""
 _OTHER_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS")
 
 
