@@ -33,7 +33,7 @@ _STOP = """\
 stopped=
 stop() {
   stopped=yes
-  scancel --signal=TERM "$SLURM_JOB_ID"
+  scancel --signal=TERM "$job"
 }
 trap stop USR2 TERM
 stops() { cat "$run/events.jsonl" 2>/dev/null | grep -c '"event": "stopped"'; }
@@ -43,12 +43,12 @@ _REQUEUE = """\
 requeue() {
   echo "requeued: $1"
   trap '' TERM  # SLURM ends this shell now; what is left out can be changed once the job waits again
-  scontrol requeue "$SLURM_JOB_ID" || exit 1
+  scontrol requeue "$job" || exit 1
   bad=$(cd "$bad_nodes" && printf '%s\\n' * | sort | paste -sd, -)
   [ "$bad" != '*' ] || exit 0
   echo "left out from now on: $bad"
   for _ in 1 2 3 4 5 6 7 8; do
-    scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${exclude:+$exclude,}$bad" && break
+    scontrol update "JobId=$job" "ExcNodeList=${exclude:+$exclude,}$bad" && break
     sleep 0.5
   done
   exit 0
@@ -61,7 +61,7 @@ end() {
     0) exit 0 ;;
     {user_error}) echo "a mistake that starting again would repeat: not requeued"; exit "$1" ;;
   esac
-  case $(scontrol show job --oneliner "$SLURM_JOB_ID") in
+  case $(scontrol show job --oneliner "$job") in
     *JobState=RUNNING*) ;;
     *) echo "SLURM is ending this job itself (scancel, time limit, preemption): left to it"; exit "$1" ;;
   esac
@@ -113,9 +113,11 @@ def bad_folder(job: Job) -> Path:
 def _variables(options: Slurm, job: Job, folder: Path) -> list[str]:
     """The run's own: variables of the shell that submitted the job must not decide who a rank is."""
     run = shlex.quote(str(job.run_folder)) + ('"-seed$SLURM_ARRAY_TASK_ID"' if options.seeds else "")
+    # In an array the number of one task is the number of the whole array too, and would requeue all of it.
     path = ":".join(str(part) for part in (job.code, job.work_folder) if part)
     return [
         f"run={run}",
+        f"job={'${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID' if options.seeds else '$SLURM_JOB_ID'}",
         f"export bad_nodes={shlex.quote(str(bad_folder(job)))}",
         f"exclude={','.join(options.exclude)}",
         f'counted={shlex.quote(str(folder))}"/failures-$SLURM_JOB_ID"',

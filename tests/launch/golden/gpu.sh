@@ -18,6 +18,7 @@
 
 # Written by `pretrain launch slurm`; code and config are frozen beside it.
 run=/home/me/runs/b16
+job=$SLURM_JOB_ID
 export bad_nodes=/home/me/runs/b16/launch/bad_nodes
 exclude=n7,n9
 counted=/home/me/runs/b16/launch/0001"/failures-$SLURM_JOB_ID"
@@ -40,7 +41,7 @@ echo "job $SLURM_JOB_ID, attempt $attempt, on $SLURM_JOB_NODELIST, meets at $MAS
 stopped=
 stop() {
   stopped=yes
-  scancel --signal=TERM "$SLURM_JOB_ID"
+  scancel --signal=TERM "$job"
 }
 trap stop USR2 TERM
 stops() { cat "$run/events.jsonl" 2>/dev/null | grep -c '"event": "stopped"'; }
@@ -48,12 +49,12 @@ stops() { cat "$run/events.jsonl" 2>/dev/null | grep -c '"event": "stopped"'; }
 requeue() {
   echo "requeued: $1"
   trap '' TERM  # SLURM ends this shell now; what is left out can be changed once the job waits again
-  scontrol requeue "$SLURM_JOB_ID" || exit 1
+  scontrol requeue "$job" || exit 1
   bad=$(cd "$bad_nodes" && printf '%s\n' * | sort | paste -sd, -)
   [ "$bad" != '*' ] || exit 0
   echo "left out from now on: $bad"
   for _ in 1 2 3 4 5 6 7 8; do
-    scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${exclude:+$exclude,}$bad" && break
+    scontrol update "JobId=$job" "ExcNodeList=${exclude:+$exclude,}$bad" && break
     sleep 0.5
   done
   exit 0
@@ -64,7 +65,7 @@ end() {
     0) exit 0 ;;
     2) echo "a mistake that starting again would repeat: not requeued"; exit "$1" ;;
   esac
-  case $(scontrol show job --oneliner "$SLURM_JOB_ID") in
+  case $(scontrol show job --oneliner "$job") in
     *JobState=RUNNING*) ;;
     *) echo "SLURM is ending this job itself (scancel, time limit, preemption): left to it"; exit "$1" ;;
   esac
