@@ -39,6 +39,7 @@ gpu:                         ## tests and benchmarks that need a GPU, in one go
 golden: $(VENV)/ready        ## renew the golden losses, deliberately; the change is visible in the diff
 	$(BIN)/python tests/golden/renew.py
 	$(BIN)/python tests/test_docs.py
+	$(BIN)/python tests/launch/test_render.py
 
 # CPU builds of torch are a third of the size; with a GPU on board, let the index choose.
 $(VENV)/ready: pyproject.toml constraints.txt

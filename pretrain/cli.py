@@ -22,6 +22,7 @@ VERBS = {
     "doctor": "look over machine and config without training: doctor CONFIG [--section.key value] [--json]",
     "checkpoint": "look into checkpoints: checkpoint inspect RUN|STEP | verify RUN|STEP | consolidate STEP OUT",
     "ranks": "where every rank of a run is, or how it ended: ranks RUN [--json] [--trace]",
+    "launch": "start a run on a cluster: launch slurm|torchrun|deepspeed CONFIG [--nodes N ...] [--dry-run] [--json]",
     "bench": "measure beside open_clip what the README quotes: bench loss|step|overlap [--json], in a checkout",
 }
 

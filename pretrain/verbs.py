@@ -17,9 +17,12 @@ from pretrain.show import show
 from pretrain.verbs_checkpoint import checkpoint
 from pretrain.verbs_data import index, pack
 from pretrain.verbs_drill import drill, faults
+from pretrain.verbs_launch import launch
 from pretrain.verbs_ranks import ranks
 
-__all__ = ["bench", "checkpoint", "doctor", "drill", "evaluate", "export", "index", "pack", "ranks", "show", "train"]
+__all__ = [
+    "bench", "checkpoint", "doctor", "drill", "evaluate", "export", "index", "launch", "pack", "ranks", "show", "train",
+]  # fmt: skip
 
 Average = Literal["auto", "yes", "no"]
 _AVERAGE: dict[Average, bool | None] = {"auto": None, "yes": True, "no": False}
@@ -125,8 +128,8 @@ def _export(
     show(export(source, out, to, tower=tower, average=_AVERAGE[average]), json)
 
 
-_DOCTOR = """Look over this machine and a config without training: versions, devices, whether the towers build, which speed
-options apply to them, and where torch.compile would break their graphs. Ends with 2 where a check fails."""
+_DOCTOR = """Look over this machine and a config without training: versions, devices, whether the towers build, which
+speed options apply to them, and where torch.compile would break their graphs. Ends with 2 where a check fails."""
 
 
 def doctor(args: list[str]) -> None:

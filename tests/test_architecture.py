@@ -77,7 +77,8 @@ NO_TORCH = ["pretrain", "pretrain.__main__", "pretrain.cli", "pretrain.config", 
             "pretrain.data.texts.edits", "pretrain.errors",
             "pretrain.guard", "pretrain.guard.asked", "pretrain.flags", "pretrain.named", "pretrain.rules*",
             "pretrain.runfile", "pretrain.show", "pretrain.speed", "pretrain.speed.options", "pretrain.verbs",
-            "pretrain.verbs_checkpoint", "pretrain.verbs_data", "pretrain.verbs_ranks", "pretrain.signals",
+            "pretrain.verbs_checkpoint", "pretrain.verbs_data", "pretrain.verbs_launch", "pretrain.verbs_ranks",
+            "pretrain.signals",
             "pretrain.launch.*", "pretrain.plan.*"]  # fmt: skip
 COLLECTIVES = ["pretrain.exchange.*", "pretrain.engines.*", "pretrain.world", "pretrain.losses", "benchmarks.*"]
 

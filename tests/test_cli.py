@@ -38,8 +38,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["fly"]) == errors.USER_ERROR
-    verbs = "train, evaluate, export, pack, index, drill, doctor, checkpoint, ranks, bench"
-    assert capsys.readouterr().err == f"pretrain fly: there is no such verb; one of {verbs}\n"
+    assert capsys.readouterr().err == f"pretrain fly: there is no such verb; one of {', '.join(cli.VERBS)}\n"
 
 
 def test_a_mistake_ends_with_2_and_one_line() -> None:

@@ -52,12 +52,18 @@ def test_console_examples_run(page: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_other_examples_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every `pretrain` command of an `sh` block has a verb, flags and a config that exist; nothing is carried out."""
-    from pretrain import flags, train, verbs
+    from pretrain import flags, runfile, train, verbs, verbs_launch
 
     done: list[str] = []
     monkeypatch.setattr(train, "train", lambda run, *_: done.append(run.name))
     monkeypatch.setattr(verbs, "show", lambda *result, **how: None)
     monkeypatch.setattr(verbs, "bench", lambda args: done.append(args[0]))
+
+    def launch(args: list[str]) -> None:
+        want, _ = verbs_launch.read(args[0], args[1:])
+        done.append(runfile.load(want.config, list(want.knobs)).name)
+
+    monkeypatch.setattr(verbs, "launch", launch)
     monkeypatch.setattr(flags, "command", lambda call, args, prog: done.append(str(flags.bind(call, args, prog))))
     monkeypatch.chdir(ROOT)
     lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", "").splitlines()]

@@ -1,0 +1,88 @@
+#!/bin/bash
+#SBATCH --job-name=b16
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --chdir=/home/me
+#SBATCH --output=/home/me/runs/b16/launch/0001/log-%j.txt
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR2@120
+#SBATCH --requeue
+
+# Written by `pretrain launch slurm`; code and config are frozen beside it.
+run=/home/me/runs/b16
+job=$SLURM_JOB_ID
+export bad_nodes=/home/me/runs/b16/launch/bad_nodes
+exclude=
+counted=/home/me/runs/b16/launch/0001"/failures-$SLURM_JOB_ID"
+mkdir -p "$bad_nodes"
+unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE TORCHELASTIC_RUN_ID
+export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1  # the folder of the job hides no frozen code
+export PYTHONPATH=/home/me/runs/b16/launch/0001/code:/home/me
+
+# The ranks meet on the first node, at a port that follows from the job and that nobody holds.
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
+while (exec 3<>"/dev/tcp/localhost/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
+export MASTER_ADDR MASTER_PORT
+attempt=${SLURM_RESTART_COUNT:-0}
+echo "job $SLURM_JOB_ID, attempt $attempt, on $SLURM_JOB_NODELIST, meets at $MASTER_ADDR:$MASTER_PORT, $(date -Is)"
+
+# Before the time limit (USR2, to this shell alone) and at a preemption (TERM) every rank is asked to save and stop.
+stopped=
+stop() {
+  stopped=yes
+  scancel --signal=TERM "$job"
+}
+trap stop USR2 TERM
+stops() { cat "$run/events.jsonl" 2>/dev/null | grep -c '"event": "stopped"'; }
+
+requeue() {
+  echo "requeued: $1"
+  trap '' TERM  # SLURM ends this shell now; what is left out can be changed once the job waits again
+  scontrol requeue "$job" || exit 1
+  bad=$(cd "$bad_nodes" && printf '%s\n' * | sort | paste -sd, -)
+  [ "$bad" != '*' ] || exit 0
+  echo "left out from now on: $bad"
+  for _ in 1 2 3 4 5 6 7 8; do
+    scontrol update "JobId=$job" "ExcNodeList=${exclude:+$exclude,}$bad" && break
+    sleep 0.5
+  done
+  exit 0
+}
+
+end() {
+  case $1 in
+    0) exit 0 ;;
+    2) echo "a mistake that starting again would repeat: not requeued"; exit "$1" ;;
+  esac
+  case $(scontrol show job --oneliner "$job") in
+    *JobState=RUNNING*) ;;
+    *) echo "SLURM is ending this job itself (scancel, time limit, preemption): left to it"; exit "$1" ;;
+  esac
+  if [ "$1" = 85 ] || [ "$stopped" ] || [ "$(stops)" != "$stops_before" ]; then
+    requeue "it was asked to stop"
+  fi
+  failures=$(($(cat "$counted" 2>/dev/null || echo 0) + 1))
+  echo "$failures" > "$counted"
+  if [ "$failures" -le 3 ]; then
+    requeue "exit code $1, failure $failures; 3 are forgiven"
+  fi
+  echo "exit code $1, failure $failures; 3 are forgiven: not requeued"
+  exit "$1"
+}
+
+stops_before=$(stops)
+export run hosts=/home/me/runs/b16/launch/hostfile"-$SLURM_JOB_ID"
+scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/$/ slots=8/" > "$hosts"
+srun --kill-on-bad-exit=0 --wait=60 \
+  bash -c 'set -o pipefail; trap "" TERM
+/env/bin/python -m deepspeed.launcher.runner --hostfile "$hosts" \
+  --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" --node_rank "$SLURM_NODEID" --no_ssh \
+  --no_local_rank --module \
+  pretrain train /home/me/runs/b16/launch/0001/config.yaml 2>&1 | cat' &
+ranks=$!
+wait "$ranks"  # a signal to this shell ends it early
+while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done
+wait "$ranks"
+end $?
