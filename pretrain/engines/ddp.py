@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.engines.single import Named, Single, warn_of_batch_norms
 from pretrain.model import DualEncoder
+from pretrain.values import Announce, Batch, Features
 
 
 class Ddp(Single):
@@ -32,7 +33,32 @@ class Ddp(Single):
         wrapped = DistributedDataParallel(Named(model), device_ids=device_ids, gradient_as_bucket_view=True, **options)
         if self.parallel.reduce_dtype == "bf16":
             wrapped.register_comm_hook(None, _sum_in_bf16)
+        self._rehearsed = False
         return wrapped
+
+    def forward(self, batch: Batch, announce: Announce | None = None) -> Features:
+        if torch.is_grad_enabled() and not self._rehearsed:
+            self._rehearsed = True
+            self._rehearse(batch.rows(0, 2))
+        return super().forward(batch, announce)
+
+    def _rehearse(self, rows: Batch) -> None:
+        """A pass whose gradients are dropped, before the first step of a start; it leaves no other trace.
+
+        DDP lays its buckets out anew after its first backward pass, in the order in which gradients came; where a
+        gradient lies decides in which order three or more ranks are summed. The first step of a start would round
+        unlike the same step of a run that was never stopped.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        on_gpu = [self.world.device] if self.world.device.type == "cuda" else []
+        before, self.wrapped.require_backward_grad_sync = self.wrapped.require_backward_grad_sync, True
+        with torch.random.fork_rng(devices=on_gpu):
+            features = super().forward(rows)
+            torch.autograd.backward(torch.stack([tensor.sum() for tensor in features.tensors().values()]).sum())
+        self.wrapped.require_backward_grad_sync = before
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in buffers:
+            buffer.copy_(value)
 
     @contextmanager
     def averaging(self, on: bool) -> Iterator[None]:

@@ -256,3 +256,20 @@ def test_every_group_waits_as_long_as_the_run_says(ranks: Any) -> None:
 def test_one_process_has_nothing_to_spread() -> None:
     with pytest.raises(UserError, match="engine fsdp2 carries at least 2 ranks, not 1"):
         training.run(training.Case("fsdp2"))
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("engine", "micro_batch"), [("ddp", None), ("ddp", 2), ("fsdp2", None), ("deepspeed", None)], ids=str
+)
+def test_three_ranks_go_on_bitwise(ranks: Any, engine: str, micro_batch: int | None) -> None:
+    """Three numbers have two sums: a gradient must be added up in the order in which a calm run adds it."""
+    case: dict[str, Any] = {"micro_batch": micro_batch, "optim": {"ema_decay": None}}
+    calm = on_ranks(ranks, 3, engine, {}, steps=6, **case)
+    before = on_ranks(ranks, 3, engine, {}, steps=3, **case)
+    state = (before[0].weights, before[0].moments)
+    given = {"engine": engine, "parallel": {}, "steps": 3, "first": 3} | case
+    after = [training.Result(**each) for each in ranks(3).run(training.on_rank, given, state)]
+    assert [result.losses for result in after] == [result.losses[3:] for result in calm]
+    for name, value in calm[0].weights.items():
+        assert torch.equal(after[0].weights[name], value), name
