@@ -50,7 +50,7 @@ def by_phase(allocations: Iterable[Allocation], ranges: Iterable[Range], held: i
         while waiting and waiting[-1].start_ns <= one.at_ns:
             inside.append(waiting.pop())
         inside = [each for each in inside if each.end_ns > one.at_ns]
-        held += one.size
+        held = max(held + one.size, 0)  # less than nothing: it was allocated before the first one that was seen
         use = found.setdefault(inside[-1].name if inside else NOWHERE, Use(held, 0))
         use.peak_bytes, use.grown_bytes = max(use.peak_bytes, held), use.grown_bytes + one.size
     return found

@@ -152,3 +152,8 @@ def test_a_run_is_profiled_and_its_records_add_up(tmp_path: Path, monkeypatch: p
         record = json.loads(line)
         assert sum(record["phases_s"].values()) == pytest.approx(record["step_s"])
         assert all(record["phases_s"][name] > 0 for name in ("data", "image_tower", "backward", "optimizer", "other"))
+
+
+def test_what_was_allocated_before_the_profile_hides_nothing_when_it_is_released() -> None:
+    found = by_phase([Allocation(1, -100), Allocation(5, 40)], [Range("data", 4, 6)])
+    assert found["data"].peak_bytes == 40
