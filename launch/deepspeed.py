@@ -49,7 +49,7 @@ def command(options: DeepSpeed, job: Job) -> list[str]:
     if options.nodes > 1:
         where += ["--master_addr", options.hosts[0], "--node_rank", "$NODE_RANK", "--no_ssh"]
     else:
-        where += ["--master_addr", "127.0.0.1"]
+        where += ["--master_addr", "127.0.0.1", "--no_ssh_check"]  # one node, which needs no ssh
     return [options.python, *chain.from_iterable(runner(str(hostfile_path(job)), where)), *job.words]
 
 
