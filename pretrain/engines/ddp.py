@@ -39,10 +39,10 @@ class Ddp(Single):
     def forward(self, batch: Batch, announce: Announce | None = None) -> Features:
         if torch.is_grad_enabled() and not self._rehearsed:
             self._rehearsed = True
-            self._rehearse(batch.rows(0, 2))
+            self._rehearse(batch)  # all of it: compiled towers take another size for a dynamic one
         return super().forward(batch, announce)
 
-    def _rehearse(self, rows: Batch) -> None:
+    def _rehearse(self, batch: Batch) -> None:
         """A pass whose gradients are dropped, before the first step of a start; it leaves no other trace.
 
         DDP lays its buckets out anew after its first backward pass, in the order in which gradients came; where a
@@ -53,7 +53,7 @@ class Ddp(Single):
         on_gpu = [self.world.device] if self.world.device.type == "cuda" else []
         before, self.wrapped.require_backward_grad_sync = self.wrapped.require_backward_grad_sync, True
         with torch.random.fork_rng(devices=on_gpu):
-            features = super().forward(rows)
+            features = super().forward(batch)
             torch.autograd.backward(torch.stack([tensor.sum() for tensor in features.tensors().values()]).sum())
         self.wrapped.require_backward_grad_sync = before
         self.optimizer.zero_grad(set_to_none=True)
