@@ -40,3 +40,12 @@ def ranks() -> Iterator[Any]:
     pools = load(Path(__file__).parent / "ranks.py").Pools()
     yield pools
     pools.close()
+
+
+@pytest.fixture(scope="session")
+def program() -> Iterator[Any]:
+    """`program.run("train", ...)`: the command in a process of its own; see program.py, whose module this is."""
+    module = load(Path(__file__).parent / "program.py")
+    started = module.Program()
+    yield started
+    started.close()
