@@ -11,6 +11,9 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TextColumn
 
 from pretrain.metrics import time_left_s
+from pretrain.show import duration
+
+__all__ = ["Console", "duration"]
 
 
 class Console:
@@ -77,13 +80,3 @@ def _longest(phases_s: Mapping[str, float], count: int = 2) -> list[str]:
     total = sum(phases_s.values())
     first = sorted(phases_s.items(), key=lambda item: -item[1])[: count if total else 0]
     return [f"{name} {seconds / total:.0%}" for name, seconds in first]
-
-
-def duration(seconds: float | None) -> str:
-    """'2d 03:04:05' or '03:04:05'; '?' where nobody knows."""
-    if seconds is None or not math.isfinite(seconds):
-        return "?"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    return (f"{days}d " if days else "") + f"{hour:02d}:{minute:02d}:{second:02d}"

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from pretrain import checkpoint, claim, ema, engines, objectives, optim, record, runfile, seed, snapshot, step
+from pretrain import checkpoint, claim, ema, engines, objectives, optim, record, runfile, seed, snapshot, step, summary
 from pretrain.arithmetic import open_exchange
 from pretrain.checkpoints.saver import Saver
 from pretrain.checkpoints.writing import Keep
@@ -99,6 +99,7 @@ class Training:
         optim.tell(self.run.optim, self.run.train.global_batch)
         self.began_at: int = self.step
         self.saved_step: int | None = self.step
+        self.summary = summary.tell(self)
         while self.stretch(stop, recorder):
             self.saved_step = None
 
@@ -208,7 +209,7 @@ class Training:
                 if self.source.damage and not self.step:
                     sinks.skips(self.source.damage)
                     log.warning("data.train: shards are damaged: %d notes in skips.jsonl", len(self.source.damage))
-        sinks.event("start", step=self.step, ranks=self.world.size, pids=self.world.share(os.getpid()))
+        sinks.event("start", pids=self.world.share(os.getpid()), **summary.facts(self.summary, self))
         return sinks
 
 

@@ -117,6 +117,12 @@ def condition(beat: Beat) -> str | None:
     return f"gives no sign since {beat.time}" if beat.age_s > SILENT_S else None
 
 
+def running(host: str, pid: int) -> bool | None:
+    """Whether a process is there; None: that of another machine, and nobody here knows."""
+    state = _state(pid) if host == socket.gethostname() else "unknown"
+    return None if state == "unknown" else state is not None
+
+
 def attempt() -> int:
     """How often SLURM or torchrun say that they started this job before."""
     names = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
