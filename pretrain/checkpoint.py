@@ -110,7 +110,12 @@ def locate(path: str | Folder) -> Folder:
     Raises:
         UserError: it is neither, is damaged, or holds no finished checkpoint.
     """
-    path = path if isinstance(path, Url) else folder_of(path)
+    found = _located(path if isinstance(path, Url) else folder_of(path))
+    read_trainer(found)
+    return found
+
+
+def _located(path: Folder) -> Folder:
     if places.NAME.fullmatch(path.resolve().name) or (path / files.COMMIT).exists():
         if reason := files.fault(path):
             raise UserError(f"{path} is not a whole checkpoint ({reason}); use another one of the run")
@@ -190,18 +195,19 @@ def read_run(folder: Folder) -> config.Run:
 
 
 def read_trainer(folder: Folder) -> dict[str, Any]:
-    """state/trainer.json: format, step, samples, world_size, attempt, saved, facts.
+    """state/trainer.json: what `state.FACTS` names.
 
     Raises:
         UserError: it is of another format, or of none.
     """
     try:
         trainer: dict[str, Any] = json.loads((folder / state.TRAINER).read_text())
-        missing = [key for key in ("format", "step", "samples", "world_size", "facts") if key not in trainer]
+        wrong = [key for key, kind in state.FACTS.items() if key not in trainer or type(trainer[key]) is not kind]
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder}: {state.TRAINER} is no JSON object ({error}); use another checkpoint") from error
-    if missing:
-        raise UserError(f"{folder}: {state.TRAINER} lacks {missing[0]}; use another checkpoint")
+    if wrong:
+        rule = "lacks" if wrong[0] not in trainer else f"has {str(trainer[wrong[0]])[:40]!r} for"
+        raise UserError(f"{folder}: {state.TRAINER} {rule} {wrong[0]}; use another checkpoint")
     if trainer["format"] != state.FORMAT:
         rule = "is later than" if trainer["format"] > state.FORMAT else "is older than"
         fix = "update pretrain" if trainer["format"] > state.FORMAT else "use the version of pretrain that wrote it"

@@ -140,6 +140,9 @@ def manifest(folder: Folder) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{MANIFEST}: holds a {type(found).__name__}, not size and hash by name")
     if absent := state.absent(found):
         raise ValueError(f"{MANIFEST}: does not list {absent[0]}")
+    odd = [name for name, entry in found.items() if not isinstance(entry, dict) or {"size", "xxh3_64"} - set(entry)]
+    if odd:
+        raise ValueError(f"{MANIFEST}: holds no size and hash of {odd[0]}, but {str(found[odd[0]])[:40]!r}")
     if outside := [name for name in found if name.startswith("/") or ".." in name.split("/")]:
         raise ValueError(f"{MANIFEST}: {outside[0]} lies outside of the checkpoint")
     return found

@@ -11,6 +11,8 @@ from torch import Tensor
 
 FORMAT = 2
 CONFIG, TRAINER = "config.yaml", "state/trainer.json"
+FACTS = {"format": int, "step": int, "samples": int, "world_size": int, "attempt": int, "saved": str, "facts": dict}
+"""What TRAINER holds at the least."""
 SPREAD = {"weights": "weights/model", "average": "weights/ema", "optimizer": "state/optimizer"}
 """Field of a State -> beginning of the names of its files, which ranks write together."""
 SAME = {"objective": "state/objective", "guard": "state/guard"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from pretrain.drill import damage, disks, rivals
 from pretrain.drill.scripts import (
@@ -24,10 +25,10 @@ from pretrain.drill.trial import Script
 
 DAY_S = 86_400
 _SHORT = {
-    *("kill-backward-rank1", "kill-writing-first-rank0", "kill-committing-enter-rank0", "kill-pruning-enter-rank0"),
+    *("kill-backward-rank[!0]*", "kill-writing-first-rank0", "kill-committing-enter-rank0", "kill-pruning-enter-rank0"),
     *("term-storm", "disk-full-rank1", "checkpoint-bit-flipped", "worker-killed"),
 }
-"""What stands for its kind in the short drill."""
+"""Patterns of names: what stands for its kind in the short drill."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Fault:
     @property
     def short(self) -> bool:
         """Whether it stands for its kind in the short drill."""
-        return self.name in _SHORT
+        return any(fnmatchcase(self.name, pattern) for pattern in _SHORT)
 
 
 def catalogue(size: int) -> list[Fault]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -13,11 +14,19 @@ from pretrain.drill.ranks import GRACE_S, Ranks
 from pretrain.errors import UserError
 
 STEPS, EVERY, BATCH, NAME = 12, 3, 16, "drilled"
-"""Steps of the run, steps from one checkpoint to the next, pairs of a batch, the run's name."""
+"""Steps of the run, steps from one checkpoint to the next, pairs of a batch at the least, the run's name."""
 _CONFIG = Path(__file__).parents[1] / "configs" / "debug.yaml"
 _FLAGS = (
-    *("--name", NAME, "--train.samples", f"{STEPS * BATCH}", "--train.global-batch", f"{BATCH}"),
-    *("--checkpoint.every-steps", f"{EVERY}", "--checkpoint.keep-last", "2", "--optim.ema-decay", "0.9"),
+    *(
+        "--name",
+        NAME,
+        "--checkpoint.every-steps",
+        f"{EVERY}",
+        "--checkpoint.keep-last",
+        "2",
+        "--optim.ema-decay",
+        "0.9",
+    ),
     *("--train.timeout-s", "20"),
 )
 _ALL_DONE: Mapping[str, Collection[str]] = {"others": ("done",)}
@@ -32,6 +41,12 @@ class Setting:
     engine: str
     folder: Path
     """Gets a folder for each fault."""
+
+    @property
+    def length(self) -> tuple[str, ...]:
+        """Knobs of the batch, which the ranks must be able to share, and of the samples in it."""
+        batch = math.ceil(BATCH / self.size) * self.size
+        return "--train.samples", f"{STEPS * batch}", "--train.global-batch", f"{batch}"
 
 
 @dataclass
@@ -76,7 +91,7 @@ class Trial:
         words = ["train", str(_CONFIG), "--folder", str(self.folder), "--engine", self.setting.engine]
         self.starts += 1
         logs = self.setting.folder / "said" / f"{self.name}-{self.starts}"
-        return Ranks([*words, *_FLAGS, *self.flags, *flags], logs, self.size, fault, fresh)
+        return Ranks([*words, *_FLAGS, *self.setting.length, *self.flags, *flags], logs, self.size, fault, fresh)
 
     def expect(
         self, ranks: Ranks, wanted: Mapping[str, Collection[str]] = _ALL_DONE, grace_s: float = GRACE_S

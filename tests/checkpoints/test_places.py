@@ -200,6 +200,7 @@ def test_verify_names_every_damaged_file(tmp_path: Path, capsys: pytest.CaptureF
     [
         ("weights/model.safetensors", b"\x80\x04" + b"N" * 30 + b".", "is no safetensors file"),
         ("state/trainer.json", b"{}", "lacks format"),
+        ("state/trainer.json", b'{"format": "two"}', "has 'two' for format"),
         ("state/trainer.json", b"7", "is no JSON object"),
         ("config.yaml", b"!!python/object/apply:os.getpid []", "is no YAML"),
     ],
@@ -216,9 +217,26 @@ def test_a_forged_file_of_another_form_is_one_line(
     assert cli.run(["checkpoint", "verify", str(folder)]) == errors.USER_ERROR
     assert told in capsys.readouterr().out
     assert told in report.inspect(str(tmp_path))["checkpoints"][folder.name]["condition"]
-    if name.startswith("weights"):
+    if name != "config.yaml":
         with pytest.raises(UserError, match=told):
             report.consolidate(str(folder), tmp_path / "out")
+
+
+@pytest.mark.parametrize("entry", [7, None, {"size": 7}])
+def test_a_forged_manifest_of_another_form_is_one_line(
+    tmp_path: Path, entry: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint.save(tmp_path, base.make(1), ONE, "")
+    assert isinstance(folder, Path)
+    entries = json.loads((folder / "manifest.json").read_text())
+    files.write_manifest(folder, entries | {"config.yaml": entry})
+    files.commit(folder)
+    told = f"manifest.json: holds no size and hash of config.yaml, but {str(entry)!r}"
+    assert cli.run(["checkpoint", "verify", str(folder)]) == errors.USER_ERROR
+    assert told in capsys.readouterr().out
+    assert told in report.inspect(str(tmp_path))["checkpoints"][folder.name]["condition"]
+    with pytest.raises(UserError, match="holds no size and hash of config"):
+        report.consolidate(str(folder), tmp_path / "out")
 
 
 def test_consolidate_makes_a_folder_on_a_disk_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pretrain.drill import faults
+from pretrain.drill.trial import Setting
 
 SHORT = [fault.name for fault in faults.catalogue(2) if fault.short]
 pytestmark = [pytest.mark.slow, pytest.mark.ranks]
@@ -45,6 +46,12 @@ def test_the_short_drill_stands_for_the_long_one(short: dict[str, Any]) -> None:
     assert list(short) == SHORT
     assert len(SHORT) >= 8
     assert sum(row["took_s"] for row in short.values()) > 1.0, "the time of a fault is told"
+
+
+def test_any_number_of_ranks_shares_the_batch_and_has_a_short_drill(tmp_path: Path) -> None:
+    assert Setting(2, "auto", tmp_path).length == ("--train.samples", "192", "--train.global-batch", "16")
+    assert Setting(3, "auto", tmp_path).length == ("--train.samples", "216", "--train.global-batch", "18")
+    assert sum(fault.short for fault in faults.catalogue(3)) == len(SHORT)
 
 
 FAILING = """
