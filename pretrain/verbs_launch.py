@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pretrain import flags
+from pretrain import flags, verbs_cloud
 from pretrain.errors import UserError
-from pretrain.launch import asked, deepspeed, resolved, slurm, snapshot, torchrun
+from pretrain.launch import (
+    asked,
+    deepspeed,
+    docker,
+    kubernetes,
+    node,
+    resolved,
+    skypilot,
+    slurm,
+    snapshot,
+    torchrun,
+)
 from pretrain.launch.asked import Asked
+from pretrain.launch.handing import become, tell
 from pretrain.launch.job import Job, Machines
 from pretrain.show import show
 
 
 def launch(args: list[str]) -> None:
-    """`pretrain launch slurm|torchrun|deepspeed CONFIG [--nodes N ...] [--section.key value] [--dry-run] [--json]`."""
+    """`pretrain launch LAUNCHER CONFIG [--nodes N ...] [--section.key value] [--dry-run] [--json]`."""
     kind, rest = (args or ["nothing"])[0], args[1:]
     if kind in ("-h", "--help"):
-        print("\n".join(f"pretrain launch {name:9} {call.__doc__}" for name, (_, call) in KINDS.items()))
+        print("\n".join(f"pretrain launch {name:10} {call.__doc__}" for name, (_, call) in KINDS.items()))
         return
     if kind not in KINDS:
         raise UserError(f"launch {kind}: name a launcher, one of {', '.join(KINDS)}")
@@ -46,7 +55,7 @@ def _slurm(want: Asked, options: slurm.Slurm) -> None:
     job = _job(config, folder / snapshot.CONFIG, (), folder / snapshot.CODE)
     script = slurm.render(options, job, folder)
     if want.dry_run:
-        _print(script, {"script": script}, want.as_json)
+        tell(script, {"script": script}, want.as_json)
         return
     snapshot.freeze(folder, config, resolved.PACKAGE)
     path = folder / snapshot.SCRIPT
@@ -61,9 +70,9 @@ def _torchrun(want: Asked, options: torchrun.Torchrun) -> None:
     job = _job(_check(want, options), Path(want.config), want.knobs)
     command = torchrun.command(options, job)
     if want.dry_run or options.nodes > 1:
-        _print(torchrun.render(options, job), {"command": command}, want.as_json)
+        tell(torchrun.render(options, job), {"command": command}, want.as_json)
         return
-    _become(command)
+    become(command)
 
 
 def _deepspeed(want: Asked, options: deepspeed.DeepSpeed) -> None:
@@ -71,18 +80,22 @@ def _deepspeed(want: Asked, options: deepspeed.DeepSpeed) -> None:
     job = _job(_check(want, options), Path(want.config), want.knobs)
     command, hosts = deepspeed.command(options, job), deepspeed.hostfile(options)
     if want.dry_run or options.nodes > 1:
-        _print(deepspeed.render(options, job), {"hostfile": hosts, "command": command}, want.as_json)
+        tell(deepspeed.render(options, job), {"hostfile": hosts, "command": command}, want.as_json)
         return
     path = deepspeed.hostfile_path(job)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(hosts)
-    _become(command)
+    become(command)
 
 
 KINDS: dict[str, tuple[type[Any], Callable[[Asked, Any], None]]] = {
     "slurm": (slurm.Slurm, _slurm),
     "torchrun": (torchrun.Torchrun, _torchrun),
     "deepspeed": (deepspeed.DeepSpeed, _deepspeed),
+    "docker": (docker.Docker, verbs_cloud.in_docker),
+    "kubernetes": (kubernetes.Kubernetes, verbs_cloud.on_kubernetes),
+    "skypilot": (skypilot.SkyPilot, verbs_cloud.on_skypilot),
+    "node": (node.Node, verbs_cloud.on_node),
 }
 
 
@@ -96,13 +109,3 @@ def _check(want: Asked, machines: Machines) -> str:
 def _job(config: str, path: Path, knobs: tuple[str, ...], code: Path | None = None) -> Job:
     run_folder = resolved.run_folder(config)
     return Job(name=run_folder.name, run_folder=run_folder, work_folder=Path.cwd(), config=path, flags=knobs, code=code)
-
-
-def _print(text: str, facts: dict[str, Any], as_json: bool) -> None:
-    print(json.dumps(facts) if as_json else text, end="\n" if as_json else "")
-
-
-def _become(command: list[str]) -> None:
-    """The launcher takes this process's place, so that signals reach it."""
-    sys.stdout.flush()
-    os.execvp(command[0], command)
