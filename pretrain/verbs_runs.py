@@ -6,6 +6,7 @@ import json as text
 import sys
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,7 +96,7 @@ def _show(found: Sequence[Status], json: bool, clear: bool) -> None:
 def _with_seconds(args: list[str]) -> list[str]:
     """`--watch` may stand alone."""
     out: list[str] = []
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip_longest(args, args[1:], fillvalue=""):
         out.append(word)
         if word == "--watch" and not following.replace(".", "", 1).isdigit():
             out.append(str(WATCH_S))

@@ -51,18 +51,23 @@ def read(run: Path, config: Mapping[str, Any], answer_s: float = ANSWER_S) -> Sa
 
 
 def _within(seconds: float, parent: Folder) -> Saves:
-    found: list[Saves] = []
+    found: list[Saves | Exception] = []
 
     def look() -> None:
         try:
             found.append(_look(parent))
-        except (OSError, UserError) as error:
-            found.append(Saves((), None, None, f"{parent} cannot be looked into: {' '.join(str(error).split())[:300]}"))
+        except Exception as error:  # told or raised below, in the thread that asks
+            found.append(error)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     thread.join(seconds)
-    return found[0] if found else Saves((), None, None, f"{parent} has not answered for {seconds:g} s")
+    answer = found[0] if found else TimeoutError(f"it has not answered for {seconds:g} s")
+    if isinstance(answer, OSError | UserError):
+        return Saves((), None, None, f"{parent} cannot be looked into: {' '.join(str(answer).split())[:300]}")
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _look(parent: Folder) -> Saves:
