@@ -264,6 +264,7 @@ def _towers(described: Architecture, has_bias: bool, fresh: bool) -> Towers:
     try:
         return kind(**options)
     except (TypeError, ValueError, AssertionError, KeyError, OSError, RuntimeError) as error:
+        patches.refuse_unknown(error, vision, described.name)
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"model.name {described.name}: open_clip cannot build it ({type(error).__name__}: {reason})"

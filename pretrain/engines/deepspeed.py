@@ -42,6 +42,7 @@ class DeepSpeed:
         settings = deepspeed_config.merge(parallel, options, model.precision)
         self.stage: int = settings["zero_optimization"]["stage"]
         self.world, self.model = world, model
+        _refuse_compiled(model, self.stage)
         self.library = _library(world)
         warn_of_batch_norms(model)
         self.shapes = {name: param.shape for name, param in model.towers.named_parameters()}
@@ -232,6 +233,15 @@ def _library(world: World) -> Any:
     if groups._WORLD_GROUP is None:  # its own one would wait for half an hour, whatever train.timeout_s says
         groups._WORLD_GROUP = world.new_group()
     return deepspeed
+
+
+def _refuse_compiled(model: DualEncoder, stage: int) -> None:
+    """Stage 3 brings the weights of single layers together from hooks that lie inside of a compiled block."""
+    if stage == 3 and model.ways.compiled:
+        raise UserError(
+            "model.speed compile: DeepSpeed's stage 3 hands weights to single layers, inside of what is compiled; "
+            "leave it out, set parallel.zero_stage 2, or take engine fsdp2"
+        )
 
 
 def _refuse_other_names(towers: nn.Module, model: Mapping[str, Tensor]) -> None:

@@ -71,7 +71,8 @@ class Recorder:
             UserError: the window ends after this start does.
         """
         if window is not None and window.last > steps_left:
-            raise UserError(f"--profile {window}: this start has {steps_left} steps to go; name some of those")
+            advice = "name some of those" if steps_left else "the run has seen all its samples"
+            raise UserError(f"--profile {window}: this start has {steps_left} steps to go; {advice}")
         self.window, self.folder, self.world = window, folder, world
         self._seen, self._begun, self._opened = 0, False, ExitStack()
 

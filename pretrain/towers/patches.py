@@ -5,6 +5,7 @@ It belongs to a run and not to the architecture: checkpoints and exports describ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -28,6 +29,15 @@ def refuse_missing(towers: Towers, model: config.Model) -> None:
         f"model.patch_dropout {model.patch_dropout}: the image tower ({kind}) of model.name {model.name} has no "
         "patches to drop; set it to 0"
     )
+
+
+def refuse_unknown(error: Exception, vision: Mapping[str, Any], name: str) -> None:
+    """UserError where a tower cannot be built because its class, a convolutional one mostly, takes no patch dropout."""
+    if (share := vision.get("patch_dropout")) and "patch_drop" in str(error):
+        raise UserError(
+            f"model.patch_dropout {share}: the image tower ({vision.get('timm_model_name', 'open_clip')}) of "
+            f"model.name {name} has no patches to drop; set it to 0"
+        ) from error
 
 
 def _drops(module: nn.Module) -> bool:

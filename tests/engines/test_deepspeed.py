@@ -20,6 +20,7 @@ from torch import Tensor
 from pretrain import config, ema, engines, exchange, objectives, step
 from pretrain.errors import UserError
 from pretrain.model import build
+from pretrain.speed import compiled
 from pretrain.values import Batch, StepReport
 from pretrain.world import World
 
@@ -89,6 +90,7 @@ def on_ranks(ranks: Any, size: int, case: Case, state: State | None = None) -> d
 
 
 def train_of(case: dict[str, Any], state: State | None) -> dict[str, Any]:
+    compiled.BACKEND = "aot_eager"
     return train(Case(**case), state)
 
 
@@ -252,6 +254,21 @@ def test_counts_that_zero_cannot_keep_are_refused(ranks: Any) -> None:
     state[1]["step/visual.proj"] += 4
     with pytest.raises(AssertionError, match="ZeRO keeps one count for many parameters"):
         on_ranks(ranks, 1, Case("deepspeed", {"zero_stage": 1}), state)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_compiled_blocks(ranks: Any, stage: int) -> None:
+    """Traced and differentiated by torch.compile, run by PyTorch's own operators; measured as without it."""
+    case = Case("deepspeed", {"zero_stage": stage}, 4, {"precision": "fp32", "speed": ("causal", "compile")})
+    found = differences(on_ranks(ranks, 2, case), alone("fp32", 4))
+    print(stage, found)
+    assert_within(found, {"losses": 1e-5, "norms": 1e-4, "moments": 1e-4, "weights": 2e-3})
+
+
+def test_stage_three_refuses_compiled_blocks() -> None:
+    """Its hooks bring weights together inside of what is compiled."""
+    with pytest.raises(UserError, match=r"model\.speed compile: DeepSpeed's stage 3 .* set parallel\.zero_stage 2"):
+        train(Case("deepspeed", {"zero_stage": 3}, model={"speed": ("compile",)}, steps=0))
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,8 +117,10 @@ def test_bad_ranges_are_refused_in_one_line(text: str, said: str) -> None:
 
 
 def test_steps_that_a_start_does_not_have_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--profile 4\.\.6: this start has 5 steps to go"):
+    with pytest.raises(UserError, match=r"--profile 4\.\.6: this start has 5 steps to go; name some of those"):
         Recorder(Window(4, 6), tmp_path, SECOND, steps_left=5)
+    with pytest.raises(UserError, match=r"--profile 1\.\.1: this start has 0 steps to go; the run has seen all"):
+        Recorder(Window(1, 1), tmp_path, SECOND, steps_left=0)
 
 
 def test_the_flag_is_taken_out_of_a_command_line() -> None:

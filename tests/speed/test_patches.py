@@ -61,3 +61,8 @@ def test_a_tower_without_patches_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(tiny | {"vision_cfg": vision}))
     with pytest.raises(UserError, match=r"model.patch_dropout 0.5: the image tower .ModifiedResNet.* has no patches"):
         encoder(0.5, str(path))
+    timm = {"timm_model_name": "convnext_atto", "timm_model_pretrained": False, "timm_pool": "", "image_size": 64}
+    path = tmp_path / "convolutions.json"
+    path.write_text(json.dumps(tiny | {"vision_cfg": timm | {"timm_proj": "linear"}}))
+    with pytest.raises(UserError, match=r"model.patch_dropout 0.5: the image tower .convnext_atto.* has no patches"):
+        encoder(0.5, str(path))
