@@ -51,6 +51,11 @@ MAY_IMPORT = {
                            "pretrain.optim", "pretrain.towers.blocks", "pretrain.values", "pretrain.world"],
     "pretrain.kernels.*": ["pretrain.kernels.*"],
     "pretrain.launch.*": ["pretrain.config", "pretrain.errors", "pretrain.launch.*"],
+    "pretrain.history.*": ["pretrain.checkpoints.url", "pretrain.config", "pretrain.errors", "pretrain.history.*",
+                           "pretrain.objectives", "pretrain.show", "pretrain.watch.beats"],
+    "pretrain.plan.trace": ["pretrain", "pretrain.config", "pretrain.data.wanted", "pretrain.errors", "pretrain.model",
+                            "pretrain.objectives", "pretrain.plan.*", "pretrain.precision", "pretrain.speed.options",
+                            "pretrain.towers.blocks"],
     "pretrain.plan.*": ["pretrain.config", "pretrain.errors", "pretrain.plan.*"],
     "pretrain.data.*": ["pretrain.compat", "pretrain.config", "pretrain.data.*", "pretrain.errors",
                         "pretrain.kernels.normalize_images", "pretrain.phases", "pretrain.signals", "pretrain.values",
@@ -78,8 +83,11 @@ NO_TORCH = ["pretrain", "pretrain.__main__", "pretrain.cli", "pretrain.config", 
             "pretrain.guard", "pretrain.guard.asked", "pretrain.flags", "pretrain.named", "pretrain.rules*",
             "pretrain.runfile", "pretrain.show", "pretrain.speed", "pretrain.speed.options", "pretrain.verbs",
             "pretrain.verbs_checkpoint", "pretrain.verbs_data", "pretrain.verbs_launch", "pretrain.verbs_ranks",
+            "pretrain.verbs_doctor",
+            "pretrain.verbs_runs", "pretrain.history*", "pretrain.watch", "pretrain.watch.beats",
             "pretrain.signals",
-            "pretrain.launch.*", "pretrain.plan.*"]  # fmt: skip
+            "pretrain.verbs_plan", "pretrain.launch.*", "pretrain.plan", "pretrain.plan.[!tw]*", "pretrain.plan.table",
+            "pretrain.plan.towers", "pretrain.plan.work"]  # fmt: skip
 COLLECTIVES = ["pretrain.exchange.*", "pretrain.engines.*", "pretrain.world", "pretrain.losses", "benchmarks.*"]
 
 MAX_FILE, MAX_FUNCTION, MAX_OBJECTIVE = 300, 40, 80
