@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ALONE = (sys.executable, "-m", "pretrain")
 COLD = ("ATEN_", "CUDA_", "DS_", "HF_", "MKL_", "OMP_", "ONEDNN_", "PYTHONHASHSEED", "PYTORCH_", "TORCH_", "TRITON_")
 """Beginnings of variables that torch and others read when they are imported."""
-START_S, FINISH_S, POLL_S = 120.0, 240.0, 0.005
+START_S, PATIENCE_S, FINISH_S, POLL_S = 120.0, 120.0, 240.0, 0.005
 
 
 class Job:
@@ -119,12 +119,18 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in lines(run / "events.jsonl") if event["event"] == kind]
 
 
+def until(job: Job, holds: Callable[[], Any]) -> Any:
+    """Wait until something holds, which is given back, or the process has ended."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := holds()) and job.poll() is None:
+        assert time.monotonic() < deadline, f"the run does not get on: {job.said}"
+        time.sleep(POLL_S)
+    return found
+
+
 def until_step(job: Job, run: Path, step: int) -> None:
     """Wait until a step is logged, or the process has ended."""
-    deadline = time.monotonic() + 120
-    while job.poll() is None and not any(record["step"] >= step for record in records(run)):
-        assert time.monotonic() < deadline, "the run does not get on"
-        time.sleep(0.01)
+    until(job, lambda: any(record["step"] >= step for record in records(run)))
 
 
 def newest(run: Path) -> Path:
@@ -142,7 +148,7 @@ class Program:
 
     torchrun, free_port, lines = staticmethod(torchrun), staticmethod(free_port), staticmethod(lines)
     records, events, until_step = staticmethod(records), staticmethod(events), staticmethod(until_step)
-    newest, tensors = staticmethod(newest), staticmethod(tensors)
+    newest, tensors, until = staticmethod(newest), staticmethod(tensors), staticmethod(until)
 
     def __init__(self) -> None:
         self._home = tempfile.TemporaryDirectory(prefix="program-")
@@ -161,14 +167,15 @@ class Program:
         launcher: Sequence[str] = ALONE,
         variables: Mapping[str, object] | None = None,
         cwd: Path = ROOT,
+        cold: bool = False,
         session: bool = False,
     ) -> Job:
-        """`pretrain WORDS`, forked; under a `launcher` executed. `session`: the process leads one of its own."""
+        """`pretrain WORDS`, forked; `cold` or under a `launcher` executed. `session`: the process leads its own."""
         command = (*launcher, *map(str, words))
         self._count += 1
         said = self.folder / str(self._count)
         added = {name: str(value) for name, value in (variables or {}).items()}
-        warm = launcher == ALONE and not any(name.startswith(COLD) for name in added)
+        warm = not cold and launcher == ALONE and not any(name.startswith(COLD) for name in added)
         variables = os.environ | {"OMP_NUM_THREADS": "1"} | added
         connection = self._connected()
         connection.send((command, variables, str(cwd), str(said), session, warm))

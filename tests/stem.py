@@ -82,7 +82,7 @@ def _execute(order: Order) -> NoReturn:
 def _go_on(order: Order) -> NoReturn:
     paths = [path for path in order.variables.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:1] = [order.cwd, *paths]
-    sys.argv = [*order.command[2:]]
+    sys.argv, sys.orig_argv = [*order.command[2:]], [*order.command]
     code: Any = 0
     try:
         runpy.run_module("pretrain", run_name="__main__", alter_sys=True)

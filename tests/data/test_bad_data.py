@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import os
 import pickle
 import random
 import re
 import struct
 import subprocess
-import sys
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -430,67 +428,55 @@ def test_no_member_is_ever_unpickled(tmp_path: Path, words: Any) -> None:
     assert not sprung.exists()
 
 
-def command(folder: Path, *flags: object, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    under = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    words = [sys.executable, *under, "-m", "pretrain", "train", "configs/debug.yaml", "--folder", str(folder)]
-    words += ["--data.max-bad", "1", *map(str, flags)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+DEBUG = ("train", "configs/debug.yaml", "--data.max-bad", "1", "--folder")
 
 
 @pytest.mark.slow
 @pytest.mark.ranks
-def test_a_folder_of_horrors_as_a_user_trains_on_it(tmp_path: Path) -> None:
+def test_a_folder_of_horrors_as_a_user_trains_on_it(program: Any, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     shards.mkdir()
     every = SHARDS | SAMPLES
     for number, horror in enumerate(every.values()):
         put(shards, f"{number:02d}.tar", horror)
     flags = ("--data.train", shards / "*.tar", "--data.workers", 1, "--train.samples", 320)
-    done = command(tmp_path / "runs", *flags, "--log.batch-digest", "true", ranks=2)
-    assert done.returncode == 0, done.stderr
+    flags = (*flags, "--log.batch-digest", "true")
+    first, _ = program.run_ranks(2, *DEBUG, tmp_path / "runs", *flags)
     run = tmp_path / "runs" / "debug"
-    told = lines(run / "skips.jsonl")
+    told = program.lines(run / "skips.jsonl")
     notes, met = ([skip for skip in told if (skip["index"] == -1) == known] for known in (True, False))
     assert [(note["shard"], note["key"]) for note in notes] == [
         (f"{number:02d}.tar", key) for number, horror in enumerate(every.values()) for key, _ in horror.notes
     ]
-    assert f"{len(notes)} notes in skips.jsonl" in done.stderr
+    assert f"{len(notes)} notes in skips.jsonl" in first.err
     bad = {(f"{number:02d}.tar", key) for number, horror in enumerate(every.values()) for key in horror.bad}
     assert {(skip["shard"], skip["key"]) for skip in met} == bad
-    steps = lines(run / "metrics.jsonl")
+    steps = program.lines(run / "metrics.jsonl")
     assert (steps[-1]["step"], steps[-1]["skipped"]) == (10, len(met))
 
-    alone = command(tmp_path / "alone", *flags, "--log.batch-digest", "true")
-    assert alone.returncode == 0, alone.stderr
-    other = lines(tmp_path / "alone" / "debug" / "metrics.jsonl")
+    program.run(*DEBUG, tmp_path / "alone", *flags)
+    other = program.lines(tmp_path / "alone" / "debug" / "metrics.jsonl")
     assert [step["batch_digest"] for step in other] == [step["batch_digest"] for step in steps]
     key = lambda skip: (skip["index"], skip["reason"])  # noqa: E731
-    assert sorted(lines(tmp_path / "alone" / "debug" / "skips.jsonl"), key=key) == sorted(told, key=key)
+    assert sorted(program.lines(tmp_path / "alone" / "debug" / "skips.jsonl"), key=key) == sorted(told, key=key)
 
 
 @pytest.mark.slow
-def test_a_changed_data_set_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_changed_data_set_is_refused_by_name(program: Any, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     shards.mkdir()
     for name in "pqrs":
         (shards / f"{name}.tar").write_bytes(tar([*sample(f"{name}0"), *sample(f"{name}1")]))
-    flags = ("--data.train", shards / "*.tar")
-    assert command(tmp_path, *flags, "--train.samples", 320).returncode == 0
+    flags = ("--train.samples", 320, "--data.train")
+    program.run(*DEBUG, tmp_path, *flags, shards / "*.tar")
     before = (tmp_path / "debug" / "data.json").read_text()
-    moved = command(tmp_path, "--data.train", shards.rename(tmp_path / "moved") / "*.tar", "--train.samples", 320)
-    assert moved.returncode == 0, f"the same shards in another place: {moved.stderr}"
+    program.run(*DEBUG, tmp_path, *flags, shards.rename(tmp_path / "moved") / "*.tar")  # the same ones, elsewhere
     (tmp_path / "moved").rename(shards)
     (shards / "p.tar").write_bytes(tar(sample("p0"), ended=False))
     (shards / "q.tar").unlink()
     (shards / "t.tar").write_bytes((shards / "r.tar").read_bytes())
-    refused = command(tmp_path, *flags, "--train.samples", 320)
-    assert refused.returncode == 2, refused.stderr
-    (said,) = [line for line in refused.stderr.splitlines() if "data.train" in line]
+    refused = program.run(*DEBUG, tmp_path, *flags, shards / "*.tar", expect=2)
+    (said,) = [line for line in refused.err.splitlines() if "data.train" in line]
     assert re.search(
         r"data\.train: shard p\.tar was replaced since the run began \(size \d+ -> \d+, samples 2 -> 1\); "
         r"shard q\.tar is missing \(2 samples\); shard t\.tar is new \(2 samples\): restore", said

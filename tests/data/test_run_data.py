@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
-def start(folder: Path, *flags: object) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "pretrain", "train", "configs/debug.yaml", "--folder", str(folder), *map(str, flags)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+DEBUG = ("train", "configs/debug.yaml", "--folder")
 
 
-def test_a_killed_worker_ends_the_run_with_its_reason_and_the_next_start_goes_on(tmp_path: Path) -> None:
-    with start(tmp_path, "--data.workers", 2, "--train.samples", 1_000_000) as job:
-        log, deadline = tmp_path / "debug" / "metrics.jsonl", time.monotonic() + 120
-        while job.poll() is None and not (log.exists() and log.read_text().count("\n") > 12):
-            assert time.monotonic() < deadline, "the run does not get on"
-            time.sleep(0.01)
+def test_a_killed_worker_ends_the_run_with_its_reason_and_the_next_start_goes_on(program: Any, tmp_path: Path) -> None:
+    run, flags = tmp_path / "debug", ("--train.samples", 1_000_000)
+    with program.start(*DEBUG, tmp_path, *flags, "--data.workers", 2) as job:
+        program.until_step(job, run, 13)
         pids = [int(pid) for pid in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()]
         os.kill(pids[0], signal.SIGKILL)
         _, told = job.communicate(timeout=60)
@@ -40,25 +31,21 @@ def test_a_killed_worker_ends_the_run_with_its_reason_and_the_next_start_goes_on
     assert "Traceback" not in told
     last = told.strip().splitlines()[-1]
     assert f"data.workers: worker 0 of rank 0 (pid {pids[0]}) was killed by signal 9 (SIGKILL" in last
-    with start(tmp_path, "--train.samples", 1_000_000, "--log.every-steps", 1) as again:
-        events = tmp_path / "debug" / "events.jsonl"
-        while again.poll() is None and sum('"start"' in line for line in events.read_text().splitlines()) < 2:
-            assert time.monotonic() < deadline, "the run does not go on"
-            time.sleep(0.01)
+    with program.start(*DEBUG, tmp_path, *flags, "--log.every-steps", 1) as again:
+        program.until(again, lambda: len(program.events(run, "start")) == 2)
         again.kill()
-    starts = [event for line in events.read_text().splitlines() if (event := json.loads(line))["event"] == "start"]
-    assert starts[1]["step"] >= 10
+    assert program.events(run, "start")[1]["step"] >= 10
 
 
-def test_records_count_captions_that_were_cut(tmp_path: Path, tar_writer: Any, picture_bytes: Any) -> None:
+def test_records_count_captions_that_were_cut(
+    program: Any, tmp_path: Path, tar_writer: Any, picture_bytes: Any
+) -> None:
     """Of every 32 samples, 8 have more words than the model takes tokens."""
     texts = [b"a short one", b"and another", b"a third", b"many words " * 20] * 8
     samples = {f"{n:03d}": {"png": picture_bytes(n), "txt": text} for n, text in enumerate(texts)}
     shard = tar_writer(tmp_path / "a.tar", samples)
-    with start(tmp_path, "--train.samples", 64, "--data.train", shard) as job:
-        _, told = job.communicate(timeout=120)
-    assert job.returncode == errors.DONE, told
-    records = [json.loads(line) for line in (tmp_path / "debug" / "metrics.jsonl").read_text().splitlines()]
+    program.run(*DEBUG, tmp_path, "--train.samples", 64, "--data.train", shard)
+    records = program.records(tmp_path / "debug")
     assert [record["truncated"] for record in records] == [8, 8]
     assert all(0 <= record["data_wait_s"] <= record["step_s"] for record in records)
 

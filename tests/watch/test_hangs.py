@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,48 +16,18 @@ import pytest
 
 from pretrain import cli, errors
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 TIMEOUT_S, LATER_S = 12.0, 40.0
 """Of a collective; what a loaded machine may need beyond it."""
 
 
 @contextmanager
-def two_ranks(folder: Path, *flags: object) -> Iterator[list[subprocess.Popen[str]]]:
+def two_ranks(program: Any, folder: Path, *flags: object) -> Iterator[list[Any]]:
     """Without a launcher that would end one rank because the other has ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     knobs = ("--log.every-steps", 1, "--checkpoint.every-steps", "None", "--train.timeout-s", TIMEOUT_S, *flags)
-    words = ["train", "configs/debug.yaml", "--folder", folder, "--train.samples", 10**6, *knobs]
-    common = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    common |= {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": Path(__file__).parent}
-    jobs = []
-    for rank in range(2):
-        variables = os.environ | {
-            name: str(value) for name, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()
-        }
-        command = [sys.executable, "-m", "pretrain", *map(str, words)]
-        pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        jobs.append(subprocess.Popen(command, cwd=ROOT, env=variables, **pipes))
-    try:
+    words = ("train", "configs/debug.yaml", "--folder", folder, "--train.samples", 10**6, *knobs)
+    with program.ranks(2, *words, variables={"PYTHONPATH": Path(__file__).parent}) as jobs:
         yield jobs
-    finally:
-        for job in jobs:
-            job.kill()
-            job.communicate()
-
-
-def until(what: Any, job: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not what():
-        assert job.poll() is None, job.communicate()[1]
-        assert time.monotonic() < deadline, "the run does not get on"
-        time.sleep(0.05)
-
-
-def lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def beat(folder: Path, rank: int) -> dict[str, Any]:
@@ -67,15 +35,15 @@ def beat(folder: Path, rank: int) -> dict[str, Any]:
     return found
 
 
-def test_a_rank_that_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rank_that_stops(program: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Stopped from outside: it can say nothing, and the backend of the other one gives up."""
     folder = tmp_path / "debug"
-    with two_ranks(tmp_path) as (waits, stopped):
-        until(lambda: len(lines(folder / "metrics.jsonl")) > 3, waits)
+    with two_ranks(program, tmp_path) as (waits, stopped):
+        program.until_step(waits, folder, 4)
         os.kill(stopped.pid, signal.SIGSTOP)
         said = waits.communicate(timeout=TIMEOUT_S + LATER_S)[1]
         assert waits.returncode == errors.FAILURE, said
-        first = lines(folder / "stalls.jsonl")[0]
+        first = program.lines(folder / "stalls.jsonl")[0]
         assert (first["behind"], first["told_by"], first["ending"]) == ([1], 0, False)
         (line,) = first["lines"]
         assert f"pid {stopped.pid}) is stopped by a signal (SIGSTOP); it was in phase" in line
@@ -94,13 +62,13 @@ def test_a_rank_that_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert found["trace"], "torch has read the dump of the rank that could write one"
 
 
-def test_a_rank_that_does_not_come_back_from_its_loss(tmp_path: Path) -> None:
+def test_a_rank_that_does_not_come_back_from_its_loss(program: Any, tmp_path: Path) -> None:
     """Both live: each ends by itself, and the one that is waited for leaves its stack."""
     folder = tmp_path / "debug"
-    with two_ranks(tmp_path, "--objective", "toys.sleepy") as jobs:
+    with two_ranks(program, tmp_path, "--objective", "toys.sleepy") as jobs:
         said = [job.communicate(timeout=120)[1] for job in jobs]
         assert [job.returncode for job in jobs] == [errors.FAILURE] * 2, said
-        first = lines(folder / "stalls.jsonl")[0]
+        first = program.lines(folder / "stalls.jsonl")[0]
         assert (first["behind"], first["told_by"]) == ([1], 0)
         assert f"pid {jobs[1].pid}) is in phase loss since" in first["lines"][0]
         assert "at step 2, and never entered collective no." in first["lines"][0]
@@ -109,10 +77,10 @@ def test_a_rank_that_does_not_come_back_from_its_loss(tmp_path: Path) -> None:
         assert [beat(folder, rank)["code"] for rank in range(2)] == [errors.FAILURE] * 2
 
 
-def test_only_one_rank_hears_the_signal_and_then_a_storm(tmp_path: Path) -> None:
+def test_only_one_rank_hears_the_signal_and_then_a_storm(program: Any, tmp_path: Path) -> None:
     folder = tmp_path / "debug"
-    with two_ranks(tmp_path, "--data.workers", 1) as jobs:
-        until(lambda: len(lines(folder / "metrics.jsonl")) > 3, jobs[0])
+    with two_ranks(program, tmp_path, "--data.workers", 1) as jobs:
+        program.until_step(jobs[0], folder, 4)
         workers = Path(f"/proc/{jobs[1].pid}/task/{jobs[1].pid}/children").read_text().split()
         for pid in (*map(int, workers), jobs[1].pid, *map(int, workers), jobs[1].pid):
             os.kill(pid, signal.SIGUSR2)
@@ -123,7 +91,7 @@ def test_only_one_rank_hears_the_signal_and_then_a_storm(tmp_path: Path) -> None
     assert [job.returncode for job in jobs] == [errors.REQUEUE] * 2, said
     assert "a signal to another rank came: saved after step" in said[0]
     assert [beat(folder, rank)["code"] for rank in range(2)] == [errors.REQUEUE] * 2
-    reached = lines(folder / "metrics.jsonl")[-1]["step"]
+    reached = program.lines(folder / "metrics.jsonl")[-1]["step"]
     assert (folder / "checkpoints" / f"step_{reached:08d}" / "COMMIT").exists()
     assert len(workers) == 1
     assert not Path(f"/proc/{workers[0]}").exists()
