@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
+from pretrain.errors import UserError
 from pretrain.launch.job import Job
 
 if TYPE_CHECKING:
@@ -32,6 +34,13 @@ def of_task(options: Slurm, job: Job) -> list[str]:
 
 
 def _mounts(options: Slurm, job: Job) -> list[str]:
-    """The folder of the job and that of its runs, where the frozen code lies, at the paths that they have outside."""
+    """The folder of the job and that of its runs, where the frozen code lies, at the paths that they have outside.
+
+    Raises:
+        UserError: the name of one has a comma or a colon, which separate mounts.
+    """
+    for path in (job.work_folder, job.run_folder):
+        if re.search("[,:]", str(path)):
+            raise UserError(f"{path}: containers cannot mount a folder with a comma or a colon in its name")
     runs = [] if job.run_folder.is_relative_to(job.work_folder) else [job.run_folder.parent]
     return [*(f"{path}:{path}" for path in [job.work_folder, *runs]), *options.mounts]

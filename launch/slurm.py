@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from pretrain.errors import UserError
-from pretrain.launch import slurm_script
+from pretrain.launch import sbatch, slurm_script
 from pretrain.launch.job import Job, Machines
 
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}|infinite", re.IGNORECASE)
@@ -51,8 +51,9 @@ class Slurm(Machines):
     """Lines of shell before the run: module load cuda/12.8."""
     environment: tuple[str, ...] = ()
     """Variables of the ranks: NAME=VALUE."""
-    preflight: str | None = None
-    """Command run once on each node before the run; a node where it fails is left out at the next attempt."""
+    preflight: str = "doctor"
+    """What checks the nodes before the run; those at fault are left out at the next attempt. doctor: `pretrain doctor`
+    on every rank; none: nothing; anything else: a command, once on each node."""
     container: str | None = None
     """Image in which the ranks run."""
     container_tool: Literal["pyxis", "apptainer"] = "pyxis"
@@ -114,7 +115,7 @@ def header(options: Slurm, job: Job, folder: Path) -> list[str]:
         ("open-mode", "append"),
         ("signal", f"B:USR2@{options.grace_s}"),
     ]
-    lines = [f"{name}={quoted(value)}" for name, value in asked if value is not None]
+    lines = [f"{name}={sbatch.quoted(value)}" for name, value in asked if value is not None]
     lines += ["requeue", *(["exclusive"] if options.exclusive else []), *options.directives]
     return ["#!/bin/bash", *(f"#SBATCH --{line}" for line in lines)]
 
@@ -127,7 +128,8 @@ def submit(script: Path) -> str:
     """
     if shutil.which("sbatch") is None:
         raise UserError("sbatch is not on the PATH: submit on a login node of the cluster, or look with --dry-run")
-    done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True)
+    variables = sbatch.environment(script.read_text(), os.environ)
+    done = subprocess.run(["sbatch", "--parsable", str(script)], env=variables, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"sbatch refuses {script}: {' '.join(done.stderr.split())}")
     return done.stdout.split(";")[0].strip()
@@ -141,10 +143,4 @@ def log_of(options: Slurm, folder: Path, number: str) -> str:
 def bad_nodes(job: Job) -> list[str]:
     """Nodes that a check has found bad in earlier attempts: each is a file in RUN/launch/bad_nodes."""
     folder = slurm_script.bad_folder(job)
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-
-
-def quoted(value: object) -> str:
-    """A value of a directive; sbatch understands double quotes."""
-    text = str(value)
-    return text if shlex.quote(text) == text or not re.search(r"\s", text) else f'"{text}"'
+    return sorted(path.name for path in folder.glob("[!.]*"))

@@ -15,8 +15,9 @@ from pretrain.launch.shell import Shell
 if TYPE_CHECKING:
     from pretrain.launch.slurm import Slurm
 
-CHECK_S, LAST_S = 600, 60
-"""Longest that the check of a node may take; that other ranks may go on when one has ended."""
+CHECK_MIN, COMMAND_S, LAST_S, YOUNG_S = 15, 600, 60, 3
+"""Minutes that the check of all nodes may take; seconds that a site's command may take on one; that ranks may go on
+when one has ended; in which a step may not be reached by signals yet, and has done nothing worth saving."""
 
 _RENDEZVOUS = """\
 # The ranks meet on the first node, at a port that follows from the job and that nobody holds.
@@ -34,9 +35,18 @@ stopped=
 stop() {
   stopped=yes
   scancel --signal=TERM "$job"
+  [ "$SECONDS" -ge "$young" ] || kill "$step" 2>/dev/null  # what has only just begun may not be reached yet
 }
+young=0
 trap stop USR2 TERM
 stops() { cat "$run/events.jsonl" 2>/dev/null | grep -c '"event": "stopped"'; }
+await() {  # how the step in the background ends; a signal to this shell ends `wait` early
+  step=$!
+  young=$((SECONDS + {young}))
+  [ -z "$stopped" ] || kill "$step"
+  while kill -0 "$step" 2>/dev/null; do wait "$step"; done
+  wait "$step"
+}
 """
 
 _REQUEUE = """\
@@ -78,31 +88,43 @@ end() {
 }
 """
 
-_WAIT = """\
-ranks=$!
-wait "$ranks"  # a signal to this shell ends it early
-while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done
-wait "$ranks"
-end $?"""
+_CHECKED = """\
+await || {
+  code=$?
+  [ -z "$stopped" ] || end {requeue}
+  for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
+    [ ! -e "$bad_nodes/$node" ] || end 1  # this node is at fault, not the config
+  done
+  end "$code"
+}
+[ -z "$stopped" ] || end {requeue}
+"""
 
 
 def body(options: Slurm, job: Job, folder: Path) -> list[str]:
     """Everything below the directives."""
-    end = _END.replace("{user_error}", str(USER_ERROR)).replace("{requeue}", str(REQUEUE))
     return [
         "# Written by `pretrain launch slurm`; code and config are frozen beside it.",
         *_variables(options, job, folder),
         "",
         *options.setup,
         _RENDEZVOUS,
-        _STOP,
+        _filled(_STOP, options),
         _REQUEUE,
-        end.replace("{max_restarts}", str(options.max_restarts)),
+        _filled(_END, options),
         "stops_before=$(stops)",
-        *(_check(options, job, options.preflight) if options.preflight else []),
+        *_check(options, job),
         *_ranks(options, job),
-        _WAIT,
+        "await",
+        "end $?",
     ]
+
+
+def _filled(text: str, options: Slurm) -> str:
+    facts = {"requeue": REQUEUE, "user_error": USER_ERROR, "max_restarts": options.max_restarts, "young": YOUNG_S}
+    for name, value in facts.items():
+        text = text.replace(f"{{{name}}}", str(value))
+    return text
 
 
 def bad_folder(job: Job) -> Path:
@@ -119,7 +141,7 @@ def _variables(options: Slurm, job: Job, folder: Path) -> list[str]:
         f"run={run}",
         f"job={'${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID' if options.seeds else '$SLURM_JOB_ID'}",
         f"export bad_nodes={shlex.quote(str(bad_folder(job)))}",
-        f"exclude={','.join(options.exclude)}",
+        f"exclude={shlex.quote(','.join(options.exclude))}",
         f'counted={shlex.quote(str(folder))}"/failures-$SLURM_JOB_ID"',
         'mkdir -p "$bad_nodes"',
         "unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE TORCHELASTIC_RUN_ID",
@@ -129,22 +151,48 @@ def _variables(options: Slurm, job: Job, folder: Path) -> list[str]:
     ]
 
 
-def _check(options: Slurm, job: Job, check: str) -> list[str]:
-    inside = f'timeout {CHECK_S} {check} || {{ touch "$bad_nodes/$SLURMD_NODENAME"; exit 1; }}'
-    step = ["srun", "--nodes", str(options.nodes), "--ntasks", str(options.nodes), "--ntasks-per-node", "1"]
-    parts = [[*step, "--kill-on-bad-exit=0"], container.of_step(options, job), container.of_task(options, job)]
+def _check(options: Slurm, job: Job) -> list[str]:
+    """The step before the run: `pretrain doctor` on all ranks, or a command of the site's once a node, or nothing."""
+    if options.preflight == "none":
+        return []
+    every = _every_rank(options) if options.preflight == "doctor" else _every_node(options)
+    step = ["srun", "--kill-on-bad-exit=0", f"--time={CHECK_MIN}", *every]
+    parts = [step, container.of_step(options, job), container.of_task(options, job)]
     return [
-        "# A node on which the check fails is named, and left out when the job comes back.",
-        shell.command(*parts, ["bash", "-c", inside], after=" || end 1"),
-        f'if [ "$stopped" ]; then end {REQUEUE}; fi',
-        "",
+        "# First the nodes are checked. One that is itself at fault is named, and left out when the job comes back.",
+        shell.command(*parts, *_checking(options, job), after=" &"),
+        _filled(_CHECKED, options),
     ]
+
+
+def _every_rank(options: Slurm) -> list[str]:
+    """Tasks placed as the ranks will be, also where an agent a node is to start those."""
+    if options.form == "srun":
+        return [f"--wait={LAST_S}", *_cores(options)]
+    cores = [f"--cpus-per-task={options.cpus_per_rank}"] if options.cpus_per_rank else ["--overcommit"]
+    return [f"--ntasks={options.world_size}", f"--ntasks-per-node={options.ranks}", f"--wait={LAST_S}", *cores]
+
+
+def _every_node(options: Slurm) -> list[str]:
+    return [f"--nodes={options.nodes}", f"--ntasks={options.nodes}", "--ntasks-per-node=1"]
+
+
+def _checking(options: Slurm, job: Job) -> list[Sequence[str]]:
+    if options.preflight == "doctor":
+        doctor = [options.python, "-m", "pretrain", "doctor", str(job.config), *_seed(options)]
+        return [[*doctor, "--bad-nodes", Shell('"$bad_nodes"')]]
+    failed = '{ touch "$bad_nodes/$SLURMD_NODENAME"; exit 1; }'
+    return [["bash", "-c", f'timeout {COMMAND_S} bash -c "$0" || {failed}'], [options.preflight]]
+
+
+def _cores(options: Slurm) -> list[str]:
+    """What srun does not inherit from the job."""
+    return [Shell('--cpus-per-task="$SLURM_CPUS_PER_TASK"')] if options.cpus_per_rank else []
 
 
 def _ranks(options: Slurm, job: Job) -> list[str]:
     """The step that is the run. A rank that dies ends the others after a minute, a rank that stops leaves them time."""
-    cores = [Shell('--cpus-per-task="$SLURM_CPUS_PER_TASK"')] if options.cpus_per_rank else []  # srun inherits it not
-    step = [["srun", "--kill-on-bad-exit=0", f"--wait={LAST_S}", *cores], container.of_step(options, job)]
+    step = [["srun", "--kill-on-bad-exit=0", f"--wait={LAST_S}", *_cores(options)], container.of_step(options, job)]
     task, seed = container.of_task(options, job), _seed(options)
     if options.form == "srun":
         return [shell.command(*step, task, [options.python, "-m", *job.words], seed, after=" &")]

@@ -18,9 +18,25 @@ from typing import Any
 
 import pytest
 
+from pretrain import flags
+from pretrain.launch import asked, slurm, snapshot
+from pretrain.launch.job import Job
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).parent / "slurm_local.sh"
-WAIT_S = 120
+WAIT_S = 150
+
+STUB = """#!/bin/bash
+# Stands in for the interpreter: what the doctor does is in DOCTOR, what the run does is in STUB.
+do=${STUB:-0}
+case "$*" in *" doctor "*) do=${DOCTOR:-0} ;; esac
+echo "$3 on $SLURMD_NODENAME, attempt ${SLURM_RESTART_COUNT:-0}, meets at $MASTER_PORT"
+case $do in
+  wait) trap 'exit 85' TERM; echo "$3 waits"; while :; do sleep 0.1; done ;;  # as a run that saves when it is asked to
+  n?) [ ! -d "${!#}" ] || [ "$SLURMD_NODENAME" != "$do" ] || touch "${!#}/$do"; sleep 1; exit 2 ;;
+  *) exit "$do" ;;
+esac
+"""
 
 
 @dataclass(frozen=True)
@@ -39,9 +55,10 @@ class Sent:
         return "".join(file.read_text() for file in sorted(path.parent.glob(path.name)))
 
     def state(self) -> str:
-        """STATE and reason."""
+        """STATE and reason; a job that waits to be started again is REQUEUED, before its first start it is PENDING."""
         shown = self.cluster.tell("scontrol", "show", "job", self.job, "--oneliner")
-        return " ".join(re.findall(r"(?:JobState|Reason)=(\S+)", shown)[:2])
+        found = " ".join(re.findall(r"(?:JobState|Reason)=(\S+)", shown)[:2])
+        return found if "Restarts=0" in shown else found.replace("PENDING", "REQUEUED")
 
     def until(self, *states: str) -> str:
         """Wait until the job is in one of these states."""
@@ -73,17 +90,13 @@ class Sent:
             self.cluster.tell("scontrol", "update", f"JobId={self.job}", "StartTime=now", check=False)
             return self.state().startswith(("RUNNING", "COMPLETED", "FAILED"))
 
-        self.cluster.until(self._waits_again, "the job waits again", self)
+        self.until("REQUEUED")
         time.sleep(2)  # SLURM refuses the credential of a job that starts again in the second in which it ended
         self.cluster.until(started, "the job starts again", self)
 
-    def _waits_again(self) -> bool:
-        shown = self.cluster.tell("scontrol", "show", "job", self.job, "--oneliner")
-        return "JobState=PENDING" in shown and "Restarts=0" not in shown
-
 
 class Cluster:
-    """Two nodes, n1 and n2; everything of theirs ends with `close`."""
+    """Two nodes, n1 and n2, and n3 beside them; everything of theirs ends with `close`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -105,9 +118,30 @@ class Cluster:
         facts = json.loads(self.tell(*command, *map(str, flags), **paths, **variables))
         return Sent(self, facts["job"], Path(facts["run"]), Path(facts["script"]), facts["log"])
 
+    def sent(self, job: str, run: Path) -> Sent:
+        """A job of a run's first submission."""
+        folder = run / "launch" / "0001"
+        return Sent(self, job, run, folder / snapshot.SCRIPT, f"{folder}/log-{job}.txt")
+
+    def stub(self, runs: Path, *options: object, **variables: str) -> Sent:
+        """Submit the script of a run whose interpreter is `STUB`; no config is checked, no code is frozen."""
+        python = runs / "python"
+        runs.mkdir(exist_ok=True)
+        python.write_text(STUB)
+        python.chmod(0o755)
+        want = asked.parse(["CONFIG", "--cluster", "cpu", "--python", str(python), *map(str, options)], slurm.Slurm)
+        own = flags.parse(slurm.Slurm, want.own, "test", slurm.Slurm())
+        folder = snapshot.next_folder(runs / "stub")
+        folder.mkdir(parents=True)
+        job = Job(name=runs.name, run_folder=runs / "stub", work_folder=runs, config=folder / snapshot.CONFIG)
+        script = folder / snapshot.SCRIPT
+        script.write_text(slurm.render(own, job, folder))
+        number = self.tell("sbatch", "--parsable", str(script), **variables).strip()
+        return Sent(self, number, job.run_folder, script, slurm.log_of(own, folder, number))
+
     def preempt(self) -> None:
         """A job that outranks all others takes both nodes for a moment."""
-        self.tell("sbatch", "-p", "urgent", "--exclusive", "-N2", "-o", "/dev/null", "--wrap", "sleep 1")
+        self.tell("sbatch", "-p", "urgent", "--exclusive", "--nodes=2", "-o", "/dev/null", "--wrap", "sleep 1")
 
     def lose(self, node: str) -> None:
         """Every process of a node is gone at once: those in its namespace of host names."""
@@ -147,7 +181,7 @@ def missing() -> str:
     return "" if tried.returncode == 0 else "namespaces are not allowed here"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if reason := missing():
         pytest.skip(reason)

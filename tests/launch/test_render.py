@@ -17,7 +17,7 @@ import pytest
 
 from pretrain import cli, errors, flags
 from pretrain.config import Run
-from pretrain.launch import asked, deepspeed, slurm, snapshot, torchrun
+from pretrain.launch import asked, deepspeed, sbatch, slurm, snapshot, torchrun
 from pretrain.launch.job import Job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +25,7 @@ GOLDEN = Path(__file__).parent / "golden"
 RUNS = Path("/home/me/runs")
 FOLDER = RUNS / "b16" / "launch" / "0001"
 WHERE: Any = {"name": "b16", "run_folder": RUNS / "b16", "work_folder": Path("/home/me")}
+ODD = Path("/r/it's $x/launch/0001")
 FROZEN = Job(**WHERE, config=FOLDER / "config.yaml", code=FOLDER / "code")
 OPEN = Job(**WHERE, config=Path("b16.yaml"), flags=("--seed", "1"))
 
@@ -44,6 +45,11 @@ RENDERED: dict[str, Callable[[], str]] = {
     "gpu.sh": script("--cluster", "gpu", "--nodes", "4", "--exclude", "n7", "n9", "--directives", "mail-type=END"),
     "pyxis.sh": script("--cluster", "pyxis", "--nodes", "2"),
     "apptainer.sh": script("--cluster", "apptainer", "--nodes", "2", "--account", "vision"),
+    "odd.sh": lambda: slurm.render(
+        options(slurm.Slurm, "--preflight", "a 'b' || c", "--environment", 'A=it\'s "x"', "--exclude", "n[1-3]"),
+        Job(name='it\'s "b" #1', run_folder=Path("/r/it's $x"), work_folder=Path("/w d"), config=ODD / "config.yaml"),
+        ODD,
+    ),
     "torchrun.sh": script("--nodes", "2", "--gpus-per-node", "8", "--form", "torchrun"),
     "deepspeed.sh": script("--nodes", "2", "--gpus-per-node", "8", "--form", "deepspeed"),
     "seeds.sh": script("--gpus-per-node", "8", "--seeds", "0", "1", "7"),
@@ -149,6 +155,26 @@ def test_bad_nodes_of_earlier_attempts_are_left_out(tmp_path: Path) -> None:
     (bad / "n2").touch()
     text = slurm.render(options(slurm.Slurm, "--exclude", "n3"), job, tmp_path)
     assert "#SBATCH --exclude=n2,n3" in text.splitlines()
+
+
+def test_a_container_mounts_no_name_that_would_be_two(tmp_path: Path) -> None:
+    job = Job(name="a", run_folder=tmp_path / "a:b", work_folder=tmp_path, config=tmp_path / "c.yaml")
+    with pytest.raises(errors.UserError, match="comma or a colon"):
+        slurm.render(options(slurm.Slurm, "--container", "image"), job, tmp_path)
+
+
+def test_directives_are_one_line() -> None:
+    with pytest.raises(errors.UserError, match="must be one line"):
+        sbatch.quoted("a\n#SBATCH --account=other")
+
+
+def test_a_script_outranks_variables_and_the_job_around_it() -> None:
+    script = "#SBATCH --time=1\n#SBATCH --account=vision\n#SBATCH --requeue\n"
+    sites = {"SBATCH_ACCOUNT": "x", "SBATCH_TIMELIMIT": "2", "SBATCH_NO_REQUEUE": "1", "SBATCH_QOS": "low", "A": "1"}
+    inside = {"SLURM_JOB_ID": "7", "SLURM_CPU_BIND": "mask", "SLURM_CONF": "/etc/slurm.conf"}
+    assert sbatch.environment(script, sites) == {"SBATCH_QOS": "low", "A": "1"}
+    assert sbatch.environment(script, inside) == {"SLURM_CONF": "/etc/slurm.conf"}
+    assert sbatch.environment(script, {"SLURM_EXACT": "1"}) == {"SLURM_EXACT": "1"}
 
 
 @pytest.mark.slow

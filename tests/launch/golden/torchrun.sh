@@ -13,7 +13,7 @@
 run=/home/me/runs/b16
 job=$SLURM_JOB_ID
 export bad_nodes=/home/me/runs/b16/launch/bad_nodes
-exclude=
+exclude=''
 counted=/home/me/runs/b16/launch/0001"/failures-$SLURM_JOB_ID"
 mkdir -p "$bad_nodes"
 unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE TORCHELASTIC_RUN_ID
@@ -33,9 +33,18 @@ stopped=
 stop() {
   stopped=yes
   scancel --signal=TERM "$job"
+  [ "$SECONDS" -ge "$young" ] || kill "$step" 2>/dev/null  # what has only just begun may not be reached yet
 }
+young=0
 trap stop USR2 TERM
 stops() { cat "$run/events.jsonl" 2>/dev/null | grep -c '"event": "stopped"'; }
+await() {  # how the step in the background ends; a signal to this shell ends `wait` early
+  step=$!
+  young=$((SECONDS + 3))
+  [ -z "$stopped" ] || kill "$step"
+  while kill -0 "$step" 2>/dev/null; do wait "$step"; done
+  wait "$step"
+}
 
 requeue() {
   echo "requeued: $1"
@@ -73,14 +82,24 @@ end() {
 }
 
 stops_before=$(stops)
+# First the nodes are checked. One that is itself at fault is named, and left out when the job comes back.
+srun --kill-on-bad-exit=0 --time=15 --ntasks=16 --ntasks-per-node=8 --wait=60 --overcommit \
+  /env/bin/python -m pretrain doctor /home/me/runs/b16/launch/0001/config.yaml --bad-nodes "$bad_nodes" &
+await || {
+  code=$?
+  [ -z "$stopped" ] || end 85
+  for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
+    [ ! -e "$bad_nodes/$node" ] || end 1  # this node is at fault, not the config
+  done
+  end "$code"
+}
+[ -z "$stopped" ] || end 85
+
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120  # for saving, before the agent kills
 srun --kill-on-bad-exit=0 --wait=60 \
   /env/bin/python -m torch.distributed.run --nnodes 2 --nproc-per-node 8 \
   --rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" --rdzv-id "$SLURM_JOB_ID.$attempt" \
   --max-restarts 3 -m \
   pretrain train /home/me/runs/b16/launch/0001/config.yaml &
-ranks=$!
-wait "$ranks"  # a signal to this shell ends it early
-while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done
-wait "$ranks"
+await
 end $?
