@@ -59,7 +59,7 @@ def evaluate(args: list[str]) -> None:
     """`pretrain evaluate RUN --task ...`, alone or under torchrun; a signal ends it with 85, and nothing is lost."""
     from pretrain.signals import armed
 
-    with armed():
+    with armed(), faults():
         flags.command(_evaluate, args, "pretrain evaluate")
 
 
@@ -73,6 +73,7 @@ def _evaluate(
     average: Average = "auto",
     batch_size: int = 256,
     workers: int = 2,
+    timeout_s: float = 600.0,
     json: bool = False,
 ) -> None:
     """Measure the encoders of a run on held-out shards, on all ranks that were started.
@@ -85,14 +86,20 @@ def _evaluate(
         average: Use the averaged (EMA) weights; auto: where there are any.
         batch_size: Pairs per rank and forward.
         workers: Decoding processes per rank.
+        timeout_s: Seconds that ranks wait for each other; none may give no sign for six times as long.
         json: Print one JSON object instead of a table.
     """
     from pretrain.evaluate import evaluate
-    from pretrain.signals import interruptible
+    from pretrain.signals import armed, interruptible
+    from pretrain.watch.watcher import watching_ranks
     from pretrain.world import join
 
-    with join(timeout_s=600.0) as world, interruptible(world.size == 1):
-        how = partial(evaluate, source, task, average=_AVERAGE[average], world=world)
+    if not 0 < timeout_s < float("inf"):
+        raise UserError(f"--timeout-s {timeout_s} must be a positive number of seconds, 600 for instance")
+    with armed() as stop, watching_ranks(timeout_s) as watch, join(timeout_s) as world, interruptible(world.size == 1):
+        if watch is not None:
+            stop.before_leaving = watch.end
+        how = partial(evaluate, source, task, average=_AVERAGE[average], world=world, watch=watch)
         result = how(data=data, classes=classes, batch_size=batch_size, workers=workers)
         if world.is_main:
             show(result, json)

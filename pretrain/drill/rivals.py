@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+from pretrain.drill.ranks import LONGEST_S
 from pretrain.drill.scripts import FAILED, REFUSED
 from pretrain.drill.trial import Script, Trial
 
@@ -26,7 +27,8 @@ def zombie(spec: str) -> Script:
     """
 
     def script(trial: Trial) -> None:
-        with trial.start(spec) as first:
+        # Its other ranks must wait for it until the later start is through, however slow the machine is.
+        with trial.start(spec, "--train.timeout-s", f"{LONGEST_S:g}") as first:
             trial.must(first.until_paused(0), f"{spec} did not happen")
             for lock in trial.run_folder.glob("**/.lock"):
                 lock.unlink()  # a new file has a lock of its own

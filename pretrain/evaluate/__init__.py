@@ -16,7 +16,9 @@ from pretrain.data.patterns import expand
 from pretrain.data.texts import tokenizer
 from pretrain.errors import UserError
 from pretrain.evaluate.base import Setting, Task
+from pretrain.phases import phase
 from pretrain.signals import interruptible
+from pretrain.watch.watcher import Watch
 from pretrain.world import World
 
 
@@ -40,6 +42,7 @@ def evaluate(
     classes: str | Path | None = None,
     batch_size: int = 256,
     workers: int = 2,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Measure a run's encoders and write RUN/eval/TASK_STEP.json. Collective.
 
@@ -51,24 +54,29 @@ def evaluate(
         classes: for zero_shot; default: classes.json beside the shards or in the folder above them.
         batch_size: images or texts per rank and forward; changes no result beyond rounding.
         workers: decoding processes per rank.
+        watch: keeps its heartbeats in RUN/eval/TASK, unless the run is a URL.
 
     Returns:
         task, checkpoint, step, average, data, then the metrics; as its errors (UserError), the same on every rank.
     """
     started = time.monotonic()
-    with world.together(f"opening {source}"), interruptible():
+    with phase("start"), world.together(f"opening {source}"), interruptible():
         method = find(task)
         folder = checkpoint.locate(source)
         average = checkpoint.has_average(folder) if average is None else average
         encoder = model.restore(folder, average, world.device)
         held_out = _held_out(checkpoint.read_run(folder).data, data, workers)
         classes = _classes(classes, held_out)
-    metrics = method.measure(_setting(encoder, held_out, world, batch_size, classes))
+        run_folder = _run_folder(source, folder)
+    if watch is not None and isinstance(run_folder, Path):
+        watch.open(run_folder / "eval" / task, world)
+    with phase("evaluating", task):
+        metrics = method.measure(_setting(encoder, held_out, world, batch_size, classes))
     facts = {"task": task, "checkpoint": str(folder), "step": checkpoint.step_of(folder), "average": average}
     result = facts | {"data": list(held_out.eval), "world_size": world.size} | dict(metrics)
     with world.together(f"writing the result of {task}"):
         if world.is_main:
-            _write(_run_folder(source, folder), folder, result | {"seconds": round(time.monotonic() - started, 3)})
+            _write(run_folder, folder, result | {"seconds": round(time.monotonic() - started, 3)})
     return result
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pretrain.data.evaluation import EvalBatch
 from pretrain.model import DualEncoder
+from pretrain.phases import phase
 from pretrain.world import World
 
 Tokenize = Callable[[list[str]], Tensor]
@@ -39,14 +40,17 @@ class Setting:
 
     def images(self, batch: EvalBatch) -> Tensor:
         """Features of a batch's images, [B, D] on the world's device."""
-        return self.model.encode_image(batch.images.to(self.world.device))
+        with phase("evaluating", "images"):
+            return self.model.encode_image(batch.images.to(self.world.device))
 
     def texts(self, texts: list[str]) -> Tensor:
         """Features of texts, [len(texts), D] on the world's device."""
-        parts = [
-            self.model.encode_text(self.tokenize(part).to(self.world.device)) for part in split(texts, self.batch_size)
-        ]
+        parts = [self._encoded(part) for part in split(texts, self.batch_size)]
         return torch.cat(parts) if parts else torch.empty(0, self.width, device=self.world.device)
+
+    def _encoded(self, texts: list[str]) -> Tensor:
+        with phase("evaluating", "texts"):
+            return self.model.encode_text(self.tokenize(texts).to(self.world.device))
 
     def share(self, total: int) -> range:
         """This rank's consecutive part of `total` things."""

@@ -35,6 +35,17 @@ def watching(run: Run) -> Watch:
     return Watch(rank, size, run.train.timeout_s, run.path / beats.FOLDER / beats.TRACES)
 
 
+@contextmanager
+def watching_ranks(timeout_s: float) -> Iterator[Watch | None]:
+    """The watch of this rank among others that train nothing; None where it is alone, for nobody waits for it."""
+    rank, size, _ = environment()
+    if size == 1:
+        yield None
+        return
+    with Watch(rank, size, timeout_s) as watch:
+        yield watch
+
+
 class Runs(Protocol):
     """What is trained, as far as it is watched."""
 
@@ -45,11 +56,11 @@ class Runs(Protocol):
 class Watch:
     """A context manager around everything that a rank does, its joining the others and leaving them included."""
 
-    def __init__(self, rank: int, size: int, timeout_s: float, traces: Path) -> None:
+    def __init__(self, rank: int, size: int, timeout_s: float, traces: Path | None = None) -> None:
         """
         Args:
             timeout_s: a phase that lasts half as long is reported, one that lasts so long ends the process.
-            traces: where the flight recorder's dumps go.
+            traces: where the flight recorder's dumps go; None: beside the heartbeats.
         """
         self.traces = traces
         self._rank, self._size, self._timeout_s = rank, size, timeout_s
@@ -136,7 +147,7 @@ class Watch:
             found = stall.find(beats.read(folder), self._size, beats.stamp())
             with beats.stack_path(folder, self._rank).open("w") as file:
                 faulthandler.dump_traceback(file)
-            traces.write(self.traces, self._rank, self._size)
+            traces.write(self.traces or folder / beats.TRACES, self._rank, self._size)
             if found.writer == self._rank or (found.writer is None and self._rank == 0):
                 _say(f"the run {what}: {'; '.join(found.lines)} (pretrain ranks {self._run_folder})")
                 fact = {"time": beats.stamp(), "told_by": self._rank, "ending": ending, "behind": found.behind}
