@@ -35,9 +35,9 @@ def seeded() -> None:
 
 
 @pytest.fixture(scope="session")
-def ranks() -> Iterator[Any]:
+def ranks(program: Any) -> Iterator[Any]:
     """`ranks(3).run(function, *args)`: results of a module-level function on three gloo ranks, in rank order."""
-    pools = load(Path(__file__).parent / "ranks.py").Pools()
+    pools = load(Path(__file__).parent / "ranks.py").Pools(program)
     yield pools
     pools.close()
 

@@ -155,6 +155,7 @@ class Program:
         self.folder = Path(self._home.name)
         self._stem: subprocess.Popen[bytes] | None = None
         self._connection: Connection
+        self._variables: dict[str, str] = {}
         self._count = 0
 
     @property
@@ -170,15 +171,19 @@ class Program:
         cold: bool = False,
         session: bool = False,
     ) -> Job:
-        """`pretrain WORDS`, forked; `cold` or under a `launcher` executed. `session`: the process leads its own."""
+        """`pretrain WORDS` or a script, forked; executed, if `cold` or under another `launcher`.
+
+        Args:
+            session: the process leads a session of its own.
+        """
         command = (*launcher, *map(str, words))
         self._count += 1
         said = self.folder / str(self._count)
         added = {name: str(value) for name, value in (variables or {}).items()}
-        warm = not cold and launcher == ALONE and not any(name.startswith(COLD) for name in added)
-        variables = os.environ | {"OMP_NUM_THREADS": "1"} | added
+        given = os.environ | {"OMP_NUM_THREADS": "1"} | added
         connection = self._connected()
-        connection.send((command, variables, str(cwd), str(said), session, warm))
+        warm = not cold and (launcher == ALONE or launcher[1].endswith(".py")) and self._as_imported(given)
+        connection.send((command, given, str(cwd), str(said), session, warm))
         return Job(self, command, connection.recv(), said)
 
     def run(self, *words: object, expect: int = 0, **how: Any) -> Job:
@@ -216,12 +221,18 @@ class Program:
             self._stem.wait(60)
         self._home.cleanup()
 
+    def _as_imported(self, variables: Mapping[str, str]) -> bool:
+        """Whether what libraries read at their import has not changed since."""
+        names = [name for name in {*variables, *self._variables} if name.startswith(COLD)]
+        return all(variables.get(name) == self._variables.get(name) for name in names)
+
     def _connected(self) -> Connection:
         if self._stem is None:
+            self._variables = os.environ | {"OMP_NUM_THREADS": "1"}
             listener = Listener(str(self.folder / "socket"), "AF_UNIX")
             self._stem = subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name("stem.py")), str(self.folder)],
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=self._variables,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )

@@ -1,4 +1,4 @@
-"""Pools of gloo rank processes that outlive a test: starting one costs seconds, asking it costs milliseconds.
+"""Pools of gloo rank processes that outlive a test: asking one costs milliseconds. They are forks; see program.py.
 
 A function is sent as the path of its file and its name, so that no test module needs to be importable; arguments and
 results are pickled. Run as a script, this file is a rank.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,13 +32,13 @@ class RankError(AssertionError):
 class Pool:
     """`size` processes joined by gloo, each with RANK, WORLD_SIZE and LOCAL_RANK set as a launcher sets them."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, program: Any) -> None:
         self.size = size
         self.folder = tempfile.TemporaryDirectory(prefix="ranks-")
         self.alive = True
         folder = Path(self.folder.name)
         self.listener = Listener(str(folder / "socket"), "AF_UNIX", backlog=size)
-        self.processes = [self._start(rank, folder) for rank in range(size)]
+        self.processes = [self._start(program, rank, folder) for rank in range(size)]
         self.connections = self._accept()
 
     def run(self, function: Callable[..., Any], *args: Any, timeout_s: float = 120.0) -> list[Any]:
@@ -68,17 +67,16 @@ class Pool:
         self.alive = False
         for process in self.processes:
             process.kill()
+        for process in self.processes:
             process.wait()
         self.listener.close()
         self.folder.cleanup()
 
-    def _start(self, rank: int, folder: Path) -> subprocess.Popen[bytes]:
+    def _start(self, program: Any, rank: int, folder: Path) -> Any:
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.size, "OMP_NUM_THREADS": 1}
         # Gloo otherwise asks for the address of the host's name, which a container may not be able to resolve.
         variables |= {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-        environment = os.environ | {key: str(value) for key, value in variables.items()}
-        with open(folder / f"stderr{rank}", "wb") as stderr:
-            return subprocess.Popen([sys.executable, __file__, str(folder)], env=environment, stderr=stderr)
+        return program.start(folder, launcher=(sys.executable, __file__), variables=variables)
 
     def _accept(self) -> list[Connection]:
         self.listener._listener._socket.settimeout(START_S)  # type: ignore[attr-defined]
@@ -108,13 +106,15 @@ class Pool:
         return False, f"{reason}\n{told}"
 
     def _stderr(self, rank: int) -> str:
-        return (Path(self.folder.name) / f"stderr{rank}").read_text(errors="replace")[-4000:]
+        said: str = self.processes[rank].err
+        return said[-4000:]
 
 
 class Pools:
     """The pools of a test session, one per world size; a pool that broke is replaced."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: Any) -> None:
+        self._program = program
         self._pools: dict[int, Pool] = {}
 
     def __call__(self, size: int) -> Pool:
@@ -122,7 +122,7 @@ class Pools:
         if pool is not None and not pool.alive:
             pool.close()
         if pool is None or not pool.alive:
-            pool = self._pools[size] = Pool(size)
+            pool = self._pools[size] = Pool(size, self._program)
         return pool
 
     def close(self) -> None:

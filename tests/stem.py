@@ -82,10 +82,14 @@ def _execute(order: Order) -> NoReturn:
 def _go_on(order: Order) -> NoReturn:
     paths = [path for path in order.variables.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:1] = [order.cwd, *paths]
-    sys.argv, sys.orig_argv = [*order.command[2:]], [*order.command]
+    sys.argv, sys.orig_argv = [*order.command[1:]], [*order.command]
     code: Any = 0
     try:
-        runpy.run_module("pretrain", run_name="__main__", alter_sys=True)
+        if sys.argv[0] == "-m":
+            del sys.argv[0]
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         code = end.code
     except BaseException:
