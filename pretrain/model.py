@@ -185,8 +185,9 @@ def build(
     head = choose(model, wanted, loaded)
     encoder._start_head(head if known is None else replace(head, max_log_scale=known["max_log_scale"] or math.inf))
     encoder._lock(model)
-    recompute.enable(towers, speed.read_checkpointing(model.grad_checkpointing) or speed.Checkpointing())
-    encoder.ways = apply(towers, speed.read(model.speed), device)
+    again = speed.read_checkpointing(model.grad_checkpointing) or speed.Checkpointing()
+    recompute.enable(towers, again)
+    encoder.ways = replace(apply(towers, speed.read(model.speed), device), selective=again.selective)
     return encoder.to(device)
 
 

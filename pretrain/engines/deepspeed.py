@@ -42,7 +42,7 @@ class DeepSpeed:
         settings = deepspeed_config.merge(parallel, options, model.precision)
         self.stage: int = settings["zero_optimization"]["stage"]
         self.world, self.model = world, model
-        _refuse_compiled(model, self.stage)
+        _refuse_traced(model, self.stage)
         self.library = _library(world)
         warn_of_batch_norms(model)
         self.shapes = {name: param.shape for name, param in model.towers.named_parameters()}
@@ -235,11 +235,12 @@ def _library(world: World) -> Any:
     return deepspeed
 
 
-def _refuse_compiled(model: DualEncoder, stage: int) -> None:
-    """Stage 3 brings the weights of single layers together from hooks that lie inside of a compiled block."""
-    if stage == 3 and model.ways.compiled:
+def _refuse_traced(model: DualEncoder, stage: int) -> None:
+    """Stage 3 gathers the weights of single layers from hooks inside of a block, unlike in each of its passes."""
+    asked = {"model.speed compile": model.ways.compiled, "model.grad_checkpointing selective": model.ways.selective}
+    for knob in [knob for knob, on in asked.items() if on and stage == 3]:
         raise UserError(
-            "model.speed compile: DeepSpeed's stage 3 hands weights to single layers, inside of what is compiled; "
+            f"{knob}: DeepSpeed's stage 3 gathers weights of single layers, in the midst of the blocks that it traces; "
             "leave it out, set parallel.zero_stage 2, or take engine fsdp2"
         )
 

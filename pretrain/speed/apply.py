@@ -22,6 +22,8 @@ class Ways:
     """[B, L] int64 -> [B, D], not normalised."""
     pixels: torch.memory_format = torch.contiguous_format
     compiled: bool = False
+    selective: bool = False
+    """Whether checkpointing keeps some operators' results, and so expects the same operators again."""
 
 
 def apply(towers: Towers, speed: Speed, device: torch.device) -> Ways:

@@ -259,16 +259,21 @@ def test_counts_that_zero_cannot_keep_are_refused(ranks: Any) -> None:
 @pytest.mark.parametrize("stage", [0, 2])
 def test_compiled_blocks(ranks: Any, stage: int) -> None:
     """Traced and differentiated by torch.compile, run by PyTorch's own operators; measured as without it."""
-    case = Case("deepspeed", {"zero_stage": stage}, 4, {"precision": "fp32", "speed": ("causal", "compile")})
+    model = {"precision": "fp32", "speed": ("causal", "compile"), "grad_checkpointing": "selective"}
+    case = Case("deepspeed", {"zero_stage": stage}, 4, model)
     found = differences(on_ranks(ranks, 2, case), alone("fp32", 4))
     print(stage, found)
     assert_within(found, {"losses": 1e-5, "norms": 1e-4, "moments": 1e-4, "weights": 2e-3})
 
 
-def test_stage_three_refuses_compiled_blocks() -> None:
-    """Its hooks bring weights together inside of what is compiled."""
-    with pytest.raises(UserError, match=r"model\.speed compile: DeepSpeed's stage 3 .* set parallel\.zero_stage 2"):
-        train(Case("deepspeed", {"zero_stage": 3}, model={"speed": ("compile",)}, steps=0))
+@pytest.mark.parametrize("knob", [{"speed": ("compile",)}, {"grad_checkpointing": "selective"}], ids=str)
+def test_stage_three_refuses_traced_blocks(knob: dict[str, Any], tmp_path: Path) -> None:
+    """Its hooks gather weights inside of them, unlike in each pass."""
+    file = tmp_path / "three.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    for parallel in ({"zero_stage": 3}, {"deepspeed": str(file)}):
+        with pytest.raises(UserError, match=r"^model\..*: DeepSpeed's stage 3 .* set parallel\.zero_stage 2"):
+            train(Case("deepspeed", parallel, model=knob, steps=0))
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
