@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pretrain.plan import communication
 from pretrain.plan.case import Question
 from pretrain.plan.loss import extra_memory_bytes
-from pretrain.plan.memory import held
+from pretrain.plan.memory import NUMBER, held
 
 FEATURE_BYTES = 4
 BATCHES = 2
@@ -32,7 +32,8 @@ class Footprint:
     loss: float
     """Columns and gradients of other ranks, and the kernel's workspace."""
     fullest: str
-    """When: 'forward', 'loss' or 'backward'. Only one of activations and loss is then at its own peak."""
+    """When: 'forward', 'loss', 'backward' or 'update'. The parts are not all at their own peak then: the loss is taken
+    between the passes, and under `single` gradients come as activations go."""
     peak: float
     """All that lives at that moment."""
     host: float
@@ -48,15 +49,18 @@ def footprint(ask: Question, exchange: str) -> Footprint:
     kept = held(ask.work.sizes, ask.layout, ask.run.optim.name, ask.run.optim.ema_decay is not None, ask.parts)
     features = 2.0 * FEATURE_BYTES * ask.work.width * ask.rows * (ask.work.image_rows + ask.work.text_rows)
     batch = float(BATCHES * ask.rows * ask.work.pair_bytes)
-    moments = tower_moments(ask) | {"loss": _loss(ask, exchange) + waiting(ask)}
-    fullest = max(moments, key=lambda name: moments[name])
+    moments = tower_moments(ask, late_gradients(ask)) | {"loss": _loss(ask, exchange) + waiting(ask)}
     fixed = kept.device + batch + features
+    if late_gradients(ask):
+        fixed, moments = fixed - kept.gradients, moments | {"update": float(kept.gradients)}
+    fullest = max(moments, key=lambda name: moments[name])
+    alone = tower_moments(ask, with_gradients=False)
     return Footprint(
         weights=float(kept.weights + kept.masters + kept.average),
         gradients=float(kept.gradients),
         optimizer=float(kept.moments),
         gathered=float(kept.at_work),
-        activations=max(moments["forward"], moments["backward"]),
+        activations=max(alone.values()),
         batch=batch,
         features=features,
         loss=_loss(ask, exchange),
@@ -66,22 +70,28 @@ def footprint(ask: Question, exchange: str) -> Footprint:
     )
 
 
-def tower_moments(ask: Question) -> dict[str, float]:
+def late_gradients(ask: Question) -> bool:
+    """Whether gradients have memory only once they are there: engines that send them keep buffers for them."""
+    return ask.engine == "single" and ask.parts == 1
+
+
+def tower_moments(ask: Question, with_gradients: bool) -> dict[str, float]:
     """Bytes of activations at most, forward and backward: text runs first forward, and last backward."""
-    text, image = _rows(ask)
-    saved = ask.work.text.saved.at(text)
-    forward = max(ask.work.text.forward_peak.at(text), saved + ask.work.image.forward_peak.at(image))
-    backward = max(saved + ask.work.image.backward_peak.at(image), ask.work.text.backward_peak.at(text))
-    return {"forward": forward, "backward": backward}
+    text, image = ask.work.text, ask.work.image
+    words, pixels = ask.micro * ask.work.text_rows, ask.micro * ask.work.image_rows
+    saved = text.saved.at(words)
+    forward = max(text.forward_peak.at(words), saved + image.forward_peak.at(pixels))
+    if with_gradients:
+        first = image.backward_peak_with_gradients.at(pixels)
+        then = NUMBER * image.parameters + text.backward_peak_with_gradients.at(words)
+    else:
+        first, then = image.backward_peak.at(pixels), text.backward_peak.at(words)
+    return {"forward": forward, "backward": max(saved + first, then)}
 
 
 def waiting(ask: Question) -> float:
     """Bytes of activations that wait while the loss is taken: none where the towers run again after it."""
     return 0.0 if ask.parts > 1 else sum(tower.saved.at(ask.micro * rows) for tower, rows in ask.work.towers)
-
-
-def _rows(ask: Question) -> tuple[int, int]:
-    return ask.micro * ask.work.text_rows, ask.micro * ask.work.image_rows
 
 
 def _loss(ask: Question, exchange: str) -> float:

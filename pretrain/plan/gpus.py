@@ -81,11 +81,17 @@ CPU = Gpu(
     memory_bytes=16 * GIB,
     bf16_flops=95e9,
     fp32_flops=95e9,
-    memory_bytes_per_s=10e9,
+    memory_bytes_per_s=11.1e9,
     machine=_machine("one core of an AMD EPYC, ranks over gloo", 95e9, 1e9, 1e9, 1e9),
     price=0.05,
+    products=0.84,
+    attention=0.34,
+    moving=1.0,
+    call_s=0.0,
+    reserve_bytes=0.5 * GIB,
 )
-"""One thread of the machine of benchmarks/results/step_cpu.json; see docs/plan.md for how far it is off."""
+"""One thread, in fp32: its rates are fitted to the two models of benchmarks/results/step_cpu.json; docs/plan.md has their
+error for others. Price, links and memory are assumptions."""
 
 GPUS = {
     one.name: one

@@ -23,11 +23,12 @@ from pretrain.errors import UserError
 from pretrain.model import DualEncoder, build
 from pretrain.plan.towers import Sizes
 from pretrain.plan.watch import Watch
-from pretrain.plan.work import Linear, Spent, Tower, Work
+from pretrain.plan.work import Highest, Linear, Spent, Tower, Work
 from pretrain.towers import blocks
 
 ROWS = (2, 4)
 """Batch sizes of the two passes: one row would take ways of its own."""
+PEAKS_AT = [2**n for n in range(18)]
 UNTRACED = ("compile", "compile=max-autotune", "cuda_graphs", "short_texts")
 Device = Literal["gpu", "cpu"]
 Name = Literal["image", "text"]
@@ -88,14 +89,22 @@ def _tower(name: Name, model: DualEncoder, plain: DualEncoder, device: Device) -
     bare = one if plain is model else _Seen.of(name, plain, ROWS[0], device)
     flops = [sum(spent[:2]) / ROWS[0] for spent in (bare.forward, bare.whole)]
     forward, whole = Spent(*map(_line, one.forward, two.forward)), Spent(*map(_line, one.whole, two.whole))
-    held = map(_line, one.bytes, two.bytes)
+    peaks = map(_highest, one.levels, two.levels)
     parameters = sum(p.numel() for n, p in model.towers.named_parameters() if model.tower_of(n) == name)
-    return Tower(name, parameters, (flops[0], flops[1] - flops[0]), forward, whole, *held)
+    return Tower(name, parameters, (flops[0], flops[1] - flops[0]), forward, whole, _line(one.saved, two.saved), *peaks)
 
 
 def _line(one: float, two: float) -> Linear:
     per_row = (two - one) / (ROWS[1] - ROWS[0])
     return Linear(one - per_row * ROWS[0], per_row)
+
+
+def _highest(one: list[int], two: list[int]) -> Highest:
+    """Moments of two passes are the same: memory at each is linear in the rows, and those that ever are a peak stay."""
+    if len(one) != len(two):  # a kernel that depends on the rows: the two peaks must do
+        return Highest((_line(max(one), max(two)),))
+    lines = dict.fromkeys(map(_line, one, two))
+    return Highest(tuple(dict.fromkeys(max(lines, key=lambda line: line.at(rows)) for rows in PEAKS_AT)))
 
 
 @dataclass(frozen=True)
@@ -104,8 +113,9 @@ class _Seen:
 
     forward: tuple[int, int, int, int]
     whole: tuple[int, int, int, int]
-    bytes: tuple[int, int, int, int]
-    """Saved, peak forward, peak forward without gradients, peak backward."""
+    saved: int
+    levels: tuple[list[int], ...]
+    """Bytes over a pass: forward, forward without gradients, backward, and backward with gradients of weights."""
 
     @staticmethod
     def of(name: Name, model: DualEncoder, rows: int, device: Device) -> _Seen:
@@ -132,8 +142,9 @@ def _seen(name: Name, model: DualEncoder, rows: int) -> _Seen:
         if features.requires_grad:
             torch.autograd.backward(features, torch.empty_like(features))
         grads = [param.grad for param in params if param.grad is not None]
-        peaks = watch.peak(0, between), alone.peak(0, alone.now), watch.peak(between, watch.now, grads)
-        return _Seen(forward, _spent(watch), (watch.held(between), *peaks))
+        backward = [watch.levels(between, watch.now, without) for without in (grads, [])]
+        levels = watch.levels(0, between), alone.levels(0, alone.now), *backward
+        return _Seen(forward, _spent(watch), watch.held(between), levels)
 
 
 def _spent(watch: Watch) -> tuple[int, int, int, int]:

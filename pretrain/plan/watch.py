@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def now(self) -> int:
-        """A moment, for `peak` and `held`."""
+        """A moment, for `levels` and `held`."""
         return len(self._events)
 
     def held(self, until: int, without: Iterable[Tensor] = ()) -> int:
@@ -39,14 +40,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         left_out = self._numbers(without)
         return sum(size for number, size in self._events[:until] if number not in left_out)
 
-    def peak(self, start: int, stop: int, without: Iterable[Tensor] = ()) -> int:
-        """Most bytes that lived at once between two moments, of tensors made in here."""
-        left_out, tensors = self._numbers(without), list(without)
-        level = most = self.held(start, tensors)
-        for number, size in self._events[start:stop]:
-            level += 0 if number in left_out else size
-            most = max(most, level)
-        return most
+    def levels(self, start: int, stop: int, without: Sequence[Tensor] = ()) -> list[int]:
+        """Bytes that live at each moment between two, of tensors made in here."""
+        left_out = self._numbers(without)
+        changes = [0 if number in left_out else size for number, size in self._events[start:stop]]
+        return list(accumulate(changes, initial=self.held(start, without)))
 
     def _numbers(self, tensors: Iterable[Tensor]) -> set[int]:
         return {self._known[key] for tensor in tensors if (key := tensor.untyped_storage()._cdata) in self._known}

@@ -19,6 +19,16 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Highest:
+    """The largest of quantities that grow with the rows: a peak, which moves through a pass as its rows grow."""
+
+    lines: tuple[Linear, ...]
+
+    def at(self, rows: int) -> float:
+        return max(line.at(rows) for line in self.lines)
+
+
+@dataclass(frozen=True)
 class Spent:
     """What a device is asked to do."""
 
@@ -46,12 +56,14 @@ class Tower:
     """Forward and backward; what checkpointing computes again is in it."""
     saved: Linear
     """Bytes that wait for the backward pass, casts of weights included."""
-    forward_peak: Linear
+    forward_peak: Highest
     """Bytes held at most while it runs forward with gradients."""
-    alone_peak: Linear
+    alone_peak: Highest
     """The same without gradients."""
-    backward_peak: Linear
+    backward_peak: Highest
     """Bytes held at most while it runs backward, gradients of weights left out."""
+    backward_peak_with_gradients: Highest
+    """The same with gradients of its weights, which come as activations go."""
 
 
 @dataclass(frozen=True)
