@@ -6,7 +6,7 @@ export PIP_CONSTRAINT :=
 export OMP_NUM_THREADS ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: demo test check lint bench drill gpu golden clean
+.PHONY: demo test check lint bench drill gpu image-check golden clean
 
 demo: $(VENV)/ready          ## pack digits, train on two ranks, kill one, go on, evaluate, export, verify
 	$(BIN)/python -m benchmarks.demo
@@ -36,10 +36,14 @@ drill: $(VENV)/ready         ## every fault on a run of its own: kills, signals,
 gpu:                         ## tests and benchmarks that need a GPU, in one go
 	bash benchmarks/gpu.sh
 
+image-check: $(VENV)/ready   ## build the image without Docker and run it: root, buildah, debootstrap; docs/docker.md
+	PRETRAIN_IMAGE_CHECK=1 $(BIN)/python -m pytest -n 0 -q tests/docker
+
 golden: $(VENV)/ready        ## renew the golden losses, deliberately; the change is visible in the diff
 	$(BIN)/python tests/golden/renew.py
 	$(BIN)/python tests/test_docs.py
 	$(BIN)/python tests/launch/test_render.py
+	$(BIN)/python tests/launch/test_cloud.py
 
 # CPU builds of torch are a third of the size; with a GPU on board, let the index choose.
 $(VENV)/ready: pyproject.toml constraints.txt

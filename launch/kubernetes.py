@@ -19,6 +19,7 @@ from pretrain.launch import kubernetes_objects as objects
 from pretrain.launch import yaml_text
 from pretrain.launch.job import Job, Machines
 
+TOOL = "kubectl"
 _QUANTITY, _LABEL = re.compile(r"\d+(\.\d+)?(m|[kMGTP]i?)?"), re.compile(r"[\w./-]+=[\w.-]*")
 _MOUNT, _VARIABLE = re.compile(r"[a-z0-9][a-z0-9.-]*:/[^:]+"), re.compile(r"[A-Za-z_]\w*=.*")
 
@@ -103,7 +104,7 @@ def render(options: Kubernetes, job: Job, config: str) -> str:
 
 def command(options: Kubernetes) -> list[str]:
     """The tool that takes the rendering as its input."""
-    return ["kubectl", "apply", *(["-n", options.namespace] if options.namespace else []), "-f", "-"]
+    return [TOOL, "apply", *(["-n", options.namespace] if options.namespace else []), "-f", "-"]
 
 
 def name_of(job: Job) -> str:

@@ -17,6 +17,7 @@ from pretrain.errors import REQUEUE, UserError
 from pretrain.launch import shell, yaml_text
 from pretrain.launch.job import Job, Machines
 
+TOOL = "sky"
 _GPU, _NAME = re.compile(r"[A-Za-z][\w.-]*(:\d+)?"), re.compile(r"[A-Za-z_]\w*")
 _END = "END_OF_CONFIG"
 _EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "az": "azure"}
@@ -102,7 +103,7 @@ def render(options: SkyPilot, job: Job, config: str) -> str:
 def command(options: SkyPilot, job: Job, path: Path) -> list[str]:
     """What hands the task over."""
     secrets = [word for name in options.secrets for word in ("--secret", name)]
-    return ["sky", "jobs", "launch", "--yes", "--detach-run", *secrets, str(path)]
+    return [TOOL, "jobs", "launch", "--yes", "--detach-run", *secrets, str(path)]
 
 
 def name_of(job: Job) -> str:
@@ -140,9 +141,8 @@ def _install(options: SkyPilot, job: Job, to: str) -> str:
 
 
 def _run(options: SkyPilot, config: str) -> str:
-    """The config travels inside, so that the file is all there is to keep; `exec`: signals reach the ranks."""
-    if _END in config.splitlines():
-        raise UserError(f"a line of the config is {_END}, which ends it in the script")
+    """The config travels inside, so that the file is all there is to keep; no line of a mapping in YAML can be the word
+    that ends it. `exec`: signals reach the ranks."""
     ranks = [] if options.gpu and options.ranks_per_node is None else ["--ranks-per-node", str(options.ranks)]
     program = shell.line([options.python, "-m", "pretrain", "launch", "node", "../config.yaml", *ranks])
     lines = ["mkdir -p ~/pretrain/work && cd ~/pretrain/work", f"cat > ../config.yaml <<'{_END}'", config.rstrip("\n")]

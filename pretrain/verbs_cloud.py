@@ -32,7 +32,7 @@ def in_docker(want: Asked, options: docker.Docker) -> None:
 
 def on_kubernetes(want: Asked, options: kubernetes.Kubernetes) -> None:
     """Apply a TrainJob, or a plain JobSet, with the resolved config in a ConfigMap; --dry-run prints it."""
-    config = _frozen(want, options, options.bucket)
+    config = _frozen(want, options, options.bucket, kubernetes.TOOL)
     job = _job(config, want)
     text = kubernetes.render(options, job, config)
     if want.dry_run:
@@ -44,20 +44,22 @@ def on_kubernetes(want: Asked, options: kubernetes.Kubernetes) -> None:
 
 def on_skypilot(want: Asked, options: skypilot.SkyPilot) -> None:
     """Launch a managed job of SkyPilot with the resolved config inside; --dry-run prints its YAML."""
-    config = _frozen(want, options, options.bucket)
+    config = _frozen(want, options, options.bucket, skypilot.TOOL)
     job = _job(config, want)
     text = skypilot.render(options, job, config)
     if want.dry_run:
         handing.tell(text, {"task": yaml.safe_load(text)}, want.as_json)
         return
-    handing.refuse_missing("sky")
     path = _keep(job, text, "skypilot.yaml")
     said = handing.hand(skypilot.command(options, job, path))
     show({"run": job.name, "file": str(path), "said": said.strip()}, want.as_json)
 
 
-def _frozen(want: Asked, options: Machines, bucket: str | None) -> str:
-    """The run's config, resolved, with its checkpoints in the bucket, when it fits these machines."""
+def _frozen(want: Asked, options: Machines, bucket: str | None, tool: str) -> str:
+    """The run's config, resolved, with its checkpoints in the bucket, when it fits these machines; and the tool that
+    it goes to is here, or is not needed."""
+    if not want.dry_run:
+        handing.refuse_missing(tool)
     to = () if bucket is None else ("--checkpoint.to", bucket)
     config = resolved.resolve(want.config, (*want.knobs, *to))
     resolved.refuse_uneven(config, options)
