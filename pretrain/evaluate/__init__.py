@@ -6,6 +6,8 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,16 +69,10 @@ def evaluate(
         encoder = model.restore(folder, average, world.device)
         held_out = _held_out(checkpoint.read_run(folder).data, data, workers)
         classes = _classes(classes, held_out)
-        run_folder = _run_folder(source, folder)
-    if watch is not None and isinstance(run_folder, Path):
-        watch.open(run_folder / "eval" / task, world)
-    with phase("evaluating", task):
+    with _watched(watch, _run_folder(source, folder), task, world):
         metrics = method.measure(_setting(encoder, held_out, world, batch_size, classes))
-    facts = {"task": task, "checkpoint": str(folder), "step": checkpoint.step_of(folder), "average": average}
-    result = facts | {"data": list(held_out.eval), "world_size": world.size} | dict(metrics)
-    with world.together(f"writing the result of {task}"):
-        if world.is_main:
-            _write(run_folder, folder, result | {"seconds": round(time.monotonic() - started, 3)})
+    result = _facts(task, folder, average) | {"data": list(held_out.eval), "world_size": world.size} | dict(metrics)
+    _save(_run_folder(source, folder), folder, result | {"seconds": round(time.monotonic() - started, 3)}, world)
     return result
 
 
@@ -100,6 +96,18 @@ def measure(
         return dict(method.measure(_setting(encoder, held_out, world, batch_size, found)))
     finally:
         encoder.train(training)
+
+
+@contextmanager
+def _watched(watch: Watch | None, run_folder: checkpoint.Folder, task: str, world: World) -> Iterator[None]:
+    if watch is not None and isinstance(run_folder, Path):
+        watch.open(run_folder / "eval" / task, world)
+    with phase("evaluating", task):
+        yield
+
+
+def _facts(task: str, folder: checkpoint.Folder, average: bool) -> dict[str, Any]:
+    return {"task": task, "checkpoint": str(folder), "step": checkpoint.step_of(folder), "average": average}
 
 
 def _setting(
@@ -132,6 +140,12 @@ def _run_folder(source: str | Path, folder: checkpoint.Folder) -> checkpoint.Fol
     """Where results go: the run folder that was named, or the one around the checkpoint that was."""
     named = checkpoint.folder_of(source)
     return folder.resolve().parent.parent if named == folder else named
+
+
+def _save(run_folder: checkpoint.Folder, folder: checkpoint.Folder, result: dict[str, Any], world: World) -> None:
+    with world.together(f"writing the result of {result['task']}"):
+        if world.is_main:
+            _write(run_folder, folder, result)
 
 
 def _write(run_folder: checkpoint.Folder, folder: checkpoint.Folder, result: dict[str, Any]) -> None:
