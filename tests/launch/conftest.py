@@ -24,7 +24,7 @@ from pretrain.launch.job import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).parent / "slurm_local.sh"
-WAIT_S = 150
+WAIT_S = 300
 
 STUB = """#!/bin/bash
 # Stands in for the interpreter: what the doctor does is in DOCTOR, what the run does is in STUB.

@@ -2,19 +2,20 @@
 
 With real ranks, whose weights are compared byte for byte:
 
-1. two nodes x two ranks, warned of the time limit      2. preempted; the checkout is edited meanwhile
-3. a node is lost                                       4. requeued by hand
-5. a rank is killed                                     6. torchrun's agents, preempted
-7. DeepSpeed's launcher, preempted                      8. an array of seeds, one of them stopped
-9. the doctor on every rank before the run, healthy
+1. two nodes x two ranks, preempted by a higher partition; the checkout is edited meanwhile
+2. a node is lost                                       3. requeued by hand
+4. a rank is killed                                     5. torchrun's agents, preempted
+6. DeepSpeed's launcher, preempted                      7. an array of seeds, one of them warned of its time limit
 
 With a stub in place of the interpreter:
 
-10. the time limit itself, and its warning              11. a mistake (exit code 2) is not repeated
-12. failures are forgiven as often as asked             13. `scancel` during the run, and 14. during the check
-15. stopped during the check                            16. the doctor names a node; later submissions avoid it too
-17. the doctor names none: the config is at fault       18. a site's own check fails on a node
-19. a port that somebody holds                          20. sbatch refuses the job
+8. the time limit itself, and its warning               9. a mistake (exit code 2) is not repeated
+10. failures are forgiven as often as asked             11. `scancel` during the run, and 12. during the check
+13. asked to make room, and 14. during the check        15. the doctor names a node; later submissions avoid it too
+16. the doctor names none: the config is at fault       17. a site's own check fails on a node
+18. a port that somebody holds                          19. apptainer's words, and 20. sbatch refuses the job
+
+The doctor itself on every rank, and all that a person types: `test_walk.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 LENGTH = ("--train.samples", 32 * 60, "--checkpoint.every-steps", 20, "--checkpoint.keep-last", 9)
 ONE_EACH = ("--cluster", "cpu", "--nodes", 2, "--ranks-per-node", 1, "--preflight", "none")
 
@@ -55,7 +56,7 @@ class Plain:
         self.process = subprocess.Popen(words, cwd=ROOT, env=environment, **how)
 
     def tensors(self) -> dict[str, bytes]:
-        said = self.process.communicate(timeout=200)[0] if self.process.stdout is not None else ""
+        said = self.process.communicate(timeout=300)[0] if self.process.stdout is not None else ""
         self.process.stdout = None
         assert self.process.returncode == 0, said
         return tensors(self.run)
@@ -80,7 +81,7 @@ def short_of_time(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Any
     return cluster.stub(tmp_path_factory.mktemp("limit"), *options, STUB="wait")
 
 
-def test_time_limit_and_preemption_of_four_ranks(cluster: Any, short_of_time: Any, tmp_path: Path) -> None:
+def test_four_ranks_preempted(cluster: Any, short_of_time: Any, tmp_path: Path) -> None:
     """Two nodes of two ranks; the checkout and the config that it was submitted from are spoilt meanwhile."""
     assert short_of_time.job  # its minute begins
     undisturbed = Plain(tmp_path, 4, *LENGTH)
@@ -93,15 +94,12 @@ def test_time_limit_and_preemption_of_four_ranks(cluster: Any, short_of_time: An
     (checkout / "configs" / "debug.yaml").write_text("optim: {lr: 9.0}\n")
 
     job.until_step(5)
-    cluster.tell("scancel", "--batch", "--signal=USR2", job.job)  # what the time limit does, without its half minute
-    job.go_on()
-    job.until_step(20, starts=2)
     cluster.preempt()
     job.go_on()
     job.until("COMPLETED")
 
-    assert [event["signal"] for event in job.events("stopped")] == ["SIGTERM", "SIGTERM"]
-    assert [event["ranks"] for event in job.events("start")] == [4, 4, 4]
+    assert [event["signal"] for event in job.events("stopped")] == ["SIGTERM"]
+    assert [event["ranks"] for event in job.events("start")] == [4, 4]
     nothing_was_lost(job)
     assert tensors(job.run) == undisturbed.tensors()
 
@@ -140,7 +138,7 @@ def test_other_launchers_on_the_nodes(form: str, cluster: Any, two_ranks: Plain,
     assert tensors(job.run) == two_ranks.tensors()
 
 
-def test_an_array_of_seeds_one_of_them_stopped(cluster: Any, tmp_path: Path) -> None:
+def test_an_array_of_seeds_one_of_them_short_of_time(cluster: Any, tmp_path: Path) -> None:
     flags = ("--cluster", "cpu", "--ranks-per-node", 1, "--preflight", "none", *LENGTH, "--name", "seeds")
     undisturbed = Plain(tmp_path, 1, *LENGTH, "--seed", 5)
     job = cluster.launch(tmp_path, *flags, "--seeds", 3, 5)
@@ -149,7 +147,7 @@ def test_an_array_of_seeds_one_of_them_stopped(cluster: Any, tmp_path: Path) -> 
         for seed in (3, 5)
     }
     runs[5].until_step(5)
-    cluster.tell("scancel", "--signal=TERM", runs[5].job)
+    cluster.tell("scancel", "--batch", "--signal=USR2", runs[5].job)  # what SLURM does before the time limit
     runs[5].go_on()
     for run in runs.values():
         run.until("COMPLETED")
@@ -163,13 +161,14 @@ def test_mistakes_are_not_repeated_and_failures_as_often_as_asked(cluster: Any, 
     one = ("--ranks-per-node", 1, "--preflight", "none")
     mistake = cluster.stub(tmp_path / "mistake", "--nodes", 2, *one, STUB="2")
     failure = cluster.stub(tmp_path / 'it\'s "odd" $HOME', *one, "--max-restarts", 1, STUB="1")
-    config = cluster.stub(tmp_path / "config", "--nodes", 2, "--ranks-per-node", 1, DOCTOR="2")
+    agents = ("--form", "torchrun", "--nodes", 2, "--ranks-per-node", 2, "--cpus-per-rank", 1)
+    config = cluster.stub(tmp_path / "config", *agents, DOCTOR="2")
     for job in (mistake, config):
         assert job.until("FAILED", "REQUEUED") == "FAILED NonZeroExitCode"
         assert "not requeued" in job.said()
     assert mistake.said().count("train on n1") == mistake.said().count("train on n2") == 1
-    assert config.said().count("doctor on n1") == config.said().count("doctor on n2") == 1
-    assert "train on" not in config.said()
+    assert config.said().count("doctor on n1") == config.said().count("doctor on n2") == 2  # where an agent starts two
+    assert "--nnodes on" not in config.said()
     failure.go_on()
     failure.until("FAILED")
     assert "exit code 1, failure 1; 1 are forgiven\n" in failure.said()
@@ -187,14 +186,19 @@ def test_a_cancelled_job_stays_cancelled(cluster: Any, tmp_path: Path) -> None:
         assert "left to it" in job.said()
 
 
-def test_a_job_stopped_during_the_check_waits_again(cluster: Any, tmp_path: Path) -> None:
-    job = cluster.stub(tmp_path, "--nodes", 2, "--ranks-per-node", 1, "--max-restarts", 0, DOCTOR="wait")
-    cluster.until(lambda: job.said().count("doctor waits") == 2, "the check waits", job)
-    cluster.tell("scancel", "--batch", "--signal=USR2", job.job)
-    job.until("REQUEUED")
-    assert "requeued: it was asked to stop" in job.said()
-    assert "train on" not in job.said()
-    cluster.tell("scancel", job.job)
+def test_a_job_asked_to_make_room_or_stopped_during_the_check_waits_again(cluster: Any, tmp_path: Path) -> None:
+    two = ("--nodes", 2, "--ranks-per-node", 1, "--max-restarts", 0)
+    checking = cluster.stub(tmp_path / "checking", *two, DOCTOR="wait")
+    running = cluster.stub(tmp_path / "running", *two, STUB="wait")
+    cluster.until(lambda: checking.said().count("doctor waits") == 2, "the check waits", checking)
+    cluster.until(lambda: running.said().count("train waits") == 2, "the run waits", running)
+    cluster.tell("scancel", "--batch", "--signal=USR2", checking.job)
+    cluster.tell("scancel", "--signal=TERM", running.job)
+    for job in (checking, running):
+        job.until("REQUEUED")
+        assert "requeued: it was asked to stop" in job.said()
+        cluster.tell("scancel", job.job)
+    assert "train on" not in checking.said()
 
 
 @pytest.mark.parametrize(("check", "variables"), [("doctor", {"DOCTOR": "n1"}), ("[ $SLURMD_NODENAME != n1 ]", {})])
@@ -225,6 +229,22 @@ def test_a_port_that_is_taken_is_passed_over(cluster: Any, tmp_path: Path) -> No
         job.until("COMPLETED")
     assert job.job == str(next_job)
     assert f"meets at {port + 1}" in job.said()
+
+
+def test_apptainer_gets_words_that_lead_to_the_ranks(cluster: Any, tmp_path: Path) -> None:
+    """A stand-in for apptainer says how it was called and becomes the program in the image."""
+    program = tmp_path / "apptainer"
+    program.write_text('#!/bin/bash\necho "called: $*"\nwhile [ "$1" != image.sif ]; do shift; done\nexec "${@:2}"\n')
+    program.chmod(0o755)
+    image = ("--container", "image.sif", "--container-tool", "apptainer", "--mounts", "/data:/data")
+    job = cluster.stub(tmp_path / "a b", "--ranks-per-node", 1, *image, "--setup", f"PATH={tmp_path}:$PATH")
+    job.until("COMPLETED")
+    where = tmp_path / "a b"
+    assert (
+        job.said().count(f"called: exec --bind {where}:{where},/data:/data --pwd {where} image.sif {where}/python") == 2
+    )
+    assert "doctor on" in job.said()
+    assert "train on" in job.said()
 
 
 def test_what_slurm_refuses_is_told_in_one_line(cluster: Any, tmp_path: Path) -> None:
