@@ -169,21 +169,17 @@ class Program:
         variables: Mapping[str, object] | None = None,
         cwd: Path = ROOT,
         cold: bool = False,
-        session: bool = False,
     ) -> Job:
-        """`pretrain WORDS` or a script, forked; executed, if `cold` or under another `launcher`.
-
-        Args:
-            session: the process leads a session of its own.
-        """
+        """`pretrain WORDS` or a script, forked; executed, if `cold` or under another `launcher`."""
         command = (*launcher, *map(str, words))
         self._count += 1
         said = self.folder / str(self._count)
         added = {name: str(value) for name, value in (variables or {}).items()}
         given = os.environ | {"OMP_NUM_THREADS": "1"} | added
         connection = self._connected()
-        warm = not cold and (launcher == ALONE or launcher[1].endswith(".py")) and self._as_imported(given)
-        connection.send((command, given, str(cwd), str(said), session, warm))
+        ours = (launcher[1] == "-m" and launcher[2].startswith("pretrain")) or launcher[1].endswith(".py")
+        warm = ours and not cold and self._as_imported(given)
+        connection.send((command, given, str(cwd), str(said), warm))
         return Job(self, command, connection.recv(), said)
 
     def run(self, *words: object, expect: int = 0, **how: Any) -> Job:

@@ -27,7 +27,6 @@ class Order(NamedTuple):
     variables: dict[str, str]
     cwd: str
     said: str
-    session: bool
     warm: bool
 
 
@@ -62,8 +61,6 @@ def _reap(folder: Path) -> None:
 
 def _become(order: Order) -> None:
     """What a shell does between fork and exec, and what the interpreter draws when it comes up."""
-    if order.session:
-        os.setsid()
     for number, kind in ((1, "out"), (2, "err")):
         file = os.open(f"{order.said}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(file, number)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
 KINDS = ("adamw", "stable_adamw", "lion", "lamb", "muon", "adamw8bit")
 FLAGS = ("--train.samples", "192", "--checkpoint.every-steps", "3", "--optim.schedule", "linear")
@@ -18,27 +15,9 @@ FLAGS = (*FLAGS, "--optim.layer-decay", "0.8", "--optim.text-lr", "0.5", "--opti
 TOLD = "optim.lr 0.001 becomes 0.000707107"
 
 
-def words(folder: Path, name: str) -> list[str]:
+def words(folder: Path, name: str) -> tuple[object, ...]:
     """6 steps in folder/NAME, saved after 3 and 6."""
-    return ["train", "configs/debug.yaml", "--folder", str(folder), "--name", name, *FLAGS, "--optim.name", name]
-
-
-def carry_out(command: list[str]) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
-
-
-def start_all(folder: Path, names: list[str]) -> None:
-    """One command line after the other, in one process: importing torch takes longer than the six steps."""
-    code = f"from pretrain import cli\nassert not any(map(cli.run, {[words(folder, name) for name in names]!r}))"
-    carry_out([sys.executable, "-c", code])
-
-
-def start_ranks(folder: Path, name: str) -> str:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return carry_out([*launcher, "-m", "pretrain", *words(folder, name)])
+    return ("train", "configs/debug.yaml", "--folder", folder, "--name", name, *FLAGS, "--optim.name", name)
 
 
 def tensors(folder: Path, name: str) -> dict[str, bytes]:
@@ -52,29 +31,30 @@ def halve(folder: Path, name: str) -> None:
     assert (folder / name / "checkpoints" / "step_00000003" / "COMMIT").exists()
 
 
-def test_three_steps_and_three_more_are_six(tmp_path: Path) -> None:
+def test_three_steps_and_three_more_are_six(program: Any, tmp_path: Path) -> None:
     names = [name for name in KINDS if name != "adamw8bit" or _has_bitsandbytes()]
-    start_all(tmp_path, names)
+    for name in names:
+        program.run(*words(tmp_path, name))
     wholes = {name: tensors(tmp_path, name) for name in names}
     models = [whole["weights/model.safetensors"] for whole in wholes.values()]
     assert len(set(models)) == len(names), "each optimizer trains in its own way"
     for name in names:
         assert "state/optimizer.safetensors" in wholes[name]
         halve(tmp_path, name)
-    start_all(tmp_path, names)
-    for name in names:
+        program.run(*words(tmp_path, name))
         assert tensors(tmp_path, name) == wholes[name], name
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("name", ["muon"])
-def test_three_steps_and_three_more_are_six_on_two_ranks(name: str, tmp_path: Path) -> None:
-    assert start_ranks(tmp_path, name).count(TOLD) == 1, "by one rank, once"
+def test_three_steps_and_three_more_are_six_on_two_ranks(program: Any, name: str, tmp_path: Path) -> None:
+    told = "".join(job.said for job in program.run_ranks(2, *words(tmp_path, name)))
+    assert told.count(TOLD) == 1, "by one rank, once"
     whole = tensors(tmp_path, name)
     written = {f"{stem}-0000{n}-of-00002.safetensors" for stem in ("weights/model", "state/optimizer") for n in (1, 2)}
     assert written <= whole.keys()
     halve(tmp_path, name)
-    start_ranks(tmp_path, name)
+    program.run_ranks(2, *words(tmp_path, name))
     assert tensors(tmp_path, name) == whole
 
 

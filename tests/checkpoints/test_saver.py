@@ -35,7 +35,7 @@ def _load(name: str) -> Any:
     return module
 
 
-base, jobs = _load("test_checkpoint"), _load("test_training")
+base = _load("test_checkpoint")
 ONE = base.ONE
 KEEP = Keep(2)
 
@@ -236,15 +236,17 @@ def test_a_manifest_does_not_point_outside(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_cut_off_from_its_successor_saves_nothing(tmp_path: Path) -> None:
+def test_a_process_cut_off_from_its_successor_saves_nothing(program: Any, tmp_path: Path) -> None:
     """Stopped by SIGSTOP while another start goes on, past a lock that a cut-off node does not see; then continued."""
-    flags, folder = ("--train.samples", 640_000, "--checkpoint.every-steps", 5, "--data.workers", 0), tmp_path / "debug"
-    with jobs.start(jobs.ALONE, tmp_path, *flags) as zombie:
-        jobs.until_step(zombie, folder, 7)
+    folder = tmp_path / "debug"
+    words = ("train", "configs/debug.yaml", "--folder", tmp_path, "--train.samples", 640_000)
+    words = (*words, "--checkpoint.every-steps", 5, "--data.workers", 0)
+    with program.start(*words) as zombie:
+        program.until_step(zombie, folder, 7)
         zombie.send_signal(signal.SIGSTOP)
         (folder / ".lock").unlink()
-        with jobs.start(jobs.ALONE, tmp_path, *flags) as live:
-            jobs.until_step(live, folder, 12)
+        with program.start(*words) as live:
+            program.until_step(live, folder, 12)
             live.terminate()
             said = live.communicate(timeout=60)[1]
         assert live.returncode == errors.REQUEUE, said

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -236,8 +234,10 @@ def shard(path: Path, samples: int = 24) -> str:
     return str(path)
 
 
-def train(folder: Path, ranks: int = 1, expect: int = 0, **options: Any) -> tuple[str, list[dict[str, Any]]]:
-    """The CLI's stderr, and its records."""
+def train(
+    program: Any, folder: Path, ranks: int = 1, expect: int = 0, **options: Any
+) -> tuple[str, list[dict[str, Any]]]:
+    """The first rank's stderr, and the records."""
     run = yaml.safe_load((ROOT / "configs" / "debug.yaml").read_text())
     train = shard(folder / "a.tar")
     run |= {"name": "needy", "folder": str(folder / f"runs{ranks}"), "objective": {"name": "toys.needy"} | options}
@@ -245,32 +245,26 @@ def train(folder: Path, ranks: int = 1, expect: int = 0, **options: Any) -> tupl
     run["train"], run["optim"] = {"samples": 48, "global_batch": 8}, {"lr": 1e-3}
     run["log"] = {"every_steps": 1, "batch_digest": True}
     (folder / "needy.yaml").write_text(yaml.safe_dump(run))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "pretrain", "train", str(folder / "needy.yaml")],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == expect, done.stdout + done.stderr
-    metrics = folder / f"runs{ranks}" / "needy" / "metrics.jsonl"
-    return done.stderr, [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    paths = {"PYTHONPATH": HERE}
+    first, *_ = program.run_ranks(ranks, "train", folder / "needy.yaml", variables=paths, expect=expect)
+    return first.err, program.records(folder / f"runs{ranks}" / "needy")
 
 
 @pytest.mark.slow
-def test_a_run_with_every_need(tmp_path: Path) -> None:
-    _, alone = train(tmp_path)
+def test_a_run_with_every_need(program: Any, tmp_path: Path) -> None:
+    _, alone = train(program, tmp_path)
     assert [record["step"] for record in alone] == [1, 2, 3, 4, 5, 6]
     assert alone[0]["terms"].keys() == {"clip", "views", "captions"}
     assert all(np.isfinite(record["loss"]) for record in alone)
-    _, together = train(tmp_path, ranks=2)
+    _, together = train(program, tmp_path, ranks=2)
     for one, two in zip(alone, together, strict=True):
         assert one["batch_digest"] == two["batch_digest"]
         np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-4)
 
 
 @pytest.mark.slow
-def test_what_the_data_cannot_give_ends_the_run_before_its_first_batch(tmp_path: Path) -> None:
-    told, records = train(tmp_path, expect=2, more="meta:lable")
+def test_what_the_data_cannot_give_ends_the_run_before_its_first_batch(program: Any, tmp_path: Path) -> None:
+    told, records = train(program, tmp_path, expect=2, more="meta:lable")
     assert "none of the first 16 samples of data.train has 'lable'" in told
     assert "Traceback" not in told
     assert records == []
