@@ -122,7 +122,7 @@ def namespace() -> list[str]:
     words = json.loads(last("docker/Dockerfile", "ENTRYPOINT"))
     if shutil.which(words[0]) is None:
         pytest.skip(f"{words[0]} is not installed: apt-get install {words[0]}")
-    inside = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    inside = [shutil.which("unshare") or "unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if subprocess.run([*inside, "true"], capture_output=True).returncode:
         pytest.skip("namespaces are not allowed here")
     return [*inside, *words[:-1]]
@@ -136,6 +136,7 @@ def test_process_1_passes_a_stop_on_and_ends_with_the_runs_code(program: Any, tm
     run = tmp_path / "debug"
     with program.start(*words, launcher=launcher, variables={"GLOO_SOCKET_IFNAME": "lo"}) as outside:
         program.until_step(outside, run, 3)
+        assert outside.poll() is None, outside.said
         (first,) = subprocess.run(["pgrep", "-P", str(outside.pid)], capture_output=True, text=True).stdout.split()
         assert Path(f"/proc/{first}/comm").read_text() == "tini\n"
         os.kill(int(first), signal.SIGTERM)  # as `docker stop` and Kubernetes do
