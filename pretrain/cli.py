@@ -19,10 +19,13 @@ VERBS = {
     "pack": "make WebDataset shards: pack folder DIR OUT | table FILE OUT | shards SHARDS OUT | digits OUT",
     "index": "build the shards' offset indexes, or check the shards: index SHARDS... [--check] [--report PAGE]",
     "drill": "put a small run through faults, kills first: drill [--only PATTERN] [--ranks 2] [--short]",
-    "doctor": "look over machine and config without training: doctor CONFIG [--section.key value] [--json]",
+    "plan": "predict memory, time and cost: plan CONFIG --gpus W --gpu h100|... [--nodes N] [--picture FILE] [--json]",
+    "doctor": "look over machine, ranks and config without training: doctor [CONFIG] [--only CHECK...] [--json]",
     "checkpoint": "look into checkpoints: checkpoint inspect RUN|STEP | verify RUN|STEP | consolidate STEP OUT",
     "ranks": "where every rank of a run is, or how it ended: ranks RUN [--json] [--trace]",
-    "launch": "start a run on a cluster: launch slurm|torchrun|deepspeed CONFIG [--nodes N ...] [--dry-run] [--json]",
+    "status": "how far runs are, how fast, what went wrong: status RUN... [--json] [--watch [SECONDS]]",
+    "compare": "what differs between runs: knobs, versions, losses, speed, results: compare RUN RUN... [--json]",
+    "launch": "start a run on a cluster or in a cloud: launch LAUNCHER CONFIG [--nodes N ...] [--dry-run]",
     "bench": "measure beside open_clip what the README quotes: bench loss|step|overlap [--json], in a checkout",
 }
 

@@ -56,7 +56,13 @@ _DECLARED = _declare_missing_operators()
 
 import open_clip  # noqa: E402 - only importable once the operators are declared
 
-__all__ = ["Towers", "open_clip"]
+__all__ = ["Towers", "open_clip", "torchvision_is_whole"]
+
+
+def torchvision_is_whole() -> bool:
+    """Whether torchvision's compiled library loads with this torch."""
+    return not _DECLARED
+
 
 Towers = Any
 """open_clip's CLIP or CustomTextCLIP, whose attributes it leaves untyped."""

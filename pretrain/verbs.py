@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,12 +15,16 @@ from pretrain.errors import UserError
 from pretrain.show import show
 from pretrain.verbs_checkpoint import checkpoint
 from pretrain.verbs_data import index, pack
+from pretrain.verbs_doctor import doctor
 from pretrain.verbs_drill import drill, faults
 from pretrain.verbs_launch import launch
+from pretrain.verbs_plan import plan
 from pretrain.verbs_ranks import ranks
+from pretrain.verbs_runs import compare, status
 
 __all__ = [
-    "bench", "checkpoint", "doctor", "drill", "evaluate", "export", "index", "launch", "pack", "ranks", "show", "train",
+    "bench", "checkpoint", "compare", "doctor", "drill", "evaluate", "export",
+    "index", "launch", "pack", "plan", "ranks", "show", "status", "train",
 ]  # fmt: skip
 
 Average = Literal["auto", "yes", "no"]
@@ -133,32 +136,6 @@ def _export(
     from pretrain.export import export
 
     show(export(source, out, to, tower=tower, average=_AVERAGE[average]), json)
-
-
-_DOCTOR = """Look over this machine and a config without training: versions, devices, whether the towers build, which
-speed options apply to them, and where torch.compile would break their graphs. Ends with 2 where a check fails."""
-
-
-def doctor(args: list[str]) -> None:
-    """`pretrain doctor CONFIG [--section.key value] [--json]`; UserError where a check fails."""
-    from pretrain import runfile
-
-    as_json, args = "--json" in args, [arg for arg in args if arg != "--json"]
-    if {"-h", "--help"} & set(args):
-        print(f"usage: pretrain doctor CONFIG [--section.key value] [--json]\n\n{_DOCTOR}")
-        return
-    if not args or args[0].startswith("-"):
-        raise UserError("which config? pretrain doctor CONFIG [--section.key value] [--json]")
-    run = runfile.load(args[0], args[1:])
-    from pretrain.doctor import examine
-
-    findings = examine(run)
-    if as_json:
-        show([asdict(finding) for finding in findings], as_json)
-    else:
-        print("\n".join(f"{found.status:4}  {found.name}: {found.finding}" for found in findings))
-    if failed := [found.name for found in findings if found.status == "fail"]:
-        raise UserError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}")
 
 
 BENCHES = {

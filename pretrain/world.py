@@ -172,7 +172,7 @@ _BACKEND = re.compile(r"gloo|NCCL|pair closure|(closed|reset) by peer")
 
 
 def _is_of_ranks(error: BaseException) -> bool:
-    if isinstance(error, dist.DistError):
+    if isinstance(error, dist.DistError | RanksLost):
         return True
     return isinstance(error, RuntimeError) and _BACKEND.search(str(error)) is not None
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pretrain import model, objectives
 from pretrain.config import Run
-from pretrain.doctor.base import Finding
+from pretrain.doctor.base import Finding, Patient
 from pretrain.model import DualEncoder
 from pretrain.speed import compiled
 from pretrain.speed.apply import UNFIT
@@ -24,35 +24,38 @@ META = torch.device("meta")
 ROWS = 2
 
 
-def build(run: Run) -> Iterator[Finding]:
+def build(patient: Patient) -> Iterator[Finding]:
     """Both towers, with everything that the config asks of them except `speed`."""
-    counts = {"image": 0, "text": 0, "head": 0}
-    for name, param in _plain(run).towers.named_parameters():
+    run, counts = patient.run, {"image": 0, "text": 0, "head": 0}
+    for name, param in plain(run).towers.named_parameters():
         counts[DualEncoder.tower_of(name)] += param.numel()
     for tower in ("image", "text"):
         yield Finding(f"{tower} tower", f"{run.model.name}: {counts[tower] / 1e6:.1f} M parameters", "ok")
 
 
-def speed(run: Run) -> Iterator[Finding]:
+def speed(patient: Patient) -> Iterator[Finding]:
     """Each entry of model.speed: whether it is on, or could be, or why not."""
-    encoder = _plain(run)
+    run = patient.run
+    encoder = plain(run)
     for entry, unfit in UNFIT.items():
         why, on = unfit(encoder.towers), entry in run.model.speed
         refused = on and entry != "causal"  # which is the default, and then does nothing
         said = f"does not apply: {why}" if why else "on" if on else "off, and would apply"
-        yield Finding(f"speed {entry}", said, "fail" if why and refused else "ok")
+        mend = f"leave {entry} out of model.speed"
+        yield Finding(f"speed {entry}", said, "fail" if why and refused else "ok", mend=mend)
     for tower, modules in compiled.targets(encoder.towers, whole="cuda_graphs" in run.model.speed).items():
         kinds = ", ".join(sorted({type(module).__name__ for module in modules}))
         on = any(entry.partition("=")[0] in ("compile", "cuda_graphs") for entry in run.model.speed)
         said = f"{'on' if on else 'off, and would compile'}: {len(modules)} x {kinds}, cache {compiled.cache_folder()}"
         yield Finding(f"speed compile, {tower} tower", said, "ok")
     if "cuda_graphs" in run.model.speed and not torch.cuda.is_available():
-        yield Finding("speed cuda_graphs", "needs a CUDA device, and none is visible", "fail")
+        mend = "take compile instead, or start on a node with a GPU"
+        yield Finding("speed cuda_graphs", "none is visible", "fail", "a CUDA device", mend)
 
 
-def graph_breaks(run: Run) -> Iterator[Finding]:
+def graph_breaks(patient: Patient) -> Iterator[Finding]:
     """Where torch.compile would fall back to Python in a tower as a whole; only what lies inside a block costs time."""
-    encoder = _plain(run)
+    encoder = plain(patient.run)
     inputs = {
         "image": (encoder.towers.encode_image, torch.empty(ROWS, 3, *encoder.image_spec.size, device=META)),
         "text": (encoder.towers.encode_text, torch.zeros(ROWS, _length(encoder), dtype=torch.int64, device=META)),
@@ -64,8 +67,9 @@ def graph_breaks(run: Run) -> Iterator[Finding]:
             reason = " ".join(str(error).split())[:200]
             yield Finding(f"graph breaks, {tower} tower", f"not traced ({type(error).__name__}: {reason})", "warn")
             continue
+        mend = "move what breaks out of the blocks: it is at the place named"
         for said in found:
-            yield Finding(f"graph breaks, {tower} tower", said, "warn")
+            yield Finding(f"graph breaks, {tower} tower", said, "warn", "none", mend)
         if not found:
             yield Finding(f"graph breaks, {tower} tower", "none", "ok")
 
@@ -81,7 +85,8 @@ def breaks(function: Callable[[Tensor], Any], rows: Tensor) -> list[str]:
     return said
 
 
-def _plain(run: Run) -> DualEncoder:
+def plain(run: Run) -> DualEncoder:
+    """The dual encoder of a config on the meta device, without `model.speed`. UserError: it cannot be built."""
     chosen = [objectives.find(choice.name)(choice.options) for choice in run.objective]
     return model.build(replace(run.model, speed=()), chosen, run.seed, META)
 
