@@ -85,13 +85,17 @@ class Sent:
 
     def go_on(self) -> None:
         """A requeued job waits two minutes; spare them."""
+        self.until("REQUEUED")
+        time.sleep(2)  # SLURM refuses the credential of a job that starts again in the second in which it ended
+        self.until_started()
+
+    def until_started(self) -> None:
+        """Wait until the job has started again, as soon as SLURM lets it."""
 
         def started() -> bool:
             self.cluster.tell("scontrol", "update", f"JobId={self.job}", "StartTime=now", check=False)
             return self.state().startswith(("RUNNING", "COMPLETED", "FAILED"))
 
-        self.until("REQUEUED")
-        time.sleep(2)  # SLURM refuses the credential of a job that starts again in the second in which it ended
         self.cluster.until(started, "the job starts again", self)
 
 
