@@ -7,10 +7,7 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -73,25 +70,21 @@ def test_workers_change_no_byte(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_killed_in_the_middle_it_goes_on(tmp_path: Path, picture_bytes: Any, workers: int) -> None:
+def test_killed_in_the_middle_it_goes_on(program: Any, tmp_path: Path, picture_bytes: Any, workers: int) -> None:
     source = folder_of(tmp_path / "in", picture_bytes, 60, (500, 400))
     how = How(samples_per_shard=5, resize=300, workers=1)
     pack_folder(source, tmp_path / "once", how=how)
     out, partial = tmp_path / "out", tmp_path / "out.partial"
-    command = [sys.executable, "-m", "pretrain", "pack", "folder", str(source), str(out)]
-    command += ["--samples-per-shard", "5", "--resize", "300", "--workers", str(workers)]
+    words = ("pack", "folder", source, out, "--samples-per-shard", 5, "--resize", 300, "--workers", workers)
     for done in (1, 5):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while len(list(partial.glob("units/*.json"))) < done:
-            assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.005)
-        process.kill()
-        process.wait()
+        with program.start(*words) as job:
+            program.until(job, lambda done=done: len(list(partial.glob("units/*.json"))) >= done)
+            job.kill()
+        assert job.returncode == -signal.SIGKILL, "it ended before it could be killed"
         assert not out.exists()
     before = {path.name: path.stat().st_ino for path in partial.glob("units/*.json")}
     assert 5 <= len(before) < 12
-    end = subprocess.run(command, capture_output=True, text=True)
-    assert end.returncode == 0, end.stderr
+    program.run(*words)
     assert contents(out) == contents(tmp_path / "once")
     assert not partial.exists()
 
