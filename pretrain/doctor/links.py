@@ -25,9 +25,10 @@ def all_reduce(patient: Patient) -> Iterator[Finding]:
         return
     world = patient.world
     pattern = _pattern(patient)
-    sent = pattern * (world.rank + 1)
+    shares = [rank % 8 + 1 for rank in range(world.size)]
+    sent = pattern * shares[world.rank]
     dist.all_reduce(sent)
-    right = torch.equal(sent, pattern * (world.size * (world.size + 1) // 2))
+    right = torch.equal(sent, pattern * sum(shares))
     bytes_moved = 2 * (world.size - 1) / world.size * sent.numel() * sent.element_size()
     speed = _gb_per_s(lambda: dist.all_reduce(sent.zero_()), bytes_moved, patient)
     mend = "set NCCL_DEBUG=INFO and look at NVLink and the network cards of the slow nodes"
@@ -64,7 +65,7 @@ def ring(patient: Patient) -> Iterator[Finding]:
 
 
 def _pattern(patient: Patient) -> Tensor:
-    """Small whole numbers, fp32: sums over up to 10,000 ranks are exact."""
+    """Whole numbers up to 6, fp32: sums of them, each up to eight times, are exact over 300,000 ranks."""
     device = patient.world.device
     size = SIZE if device.type == "cuda" else SIZE_CPU
     return (torch.arange(size // 4, device=device) % 7).float()

@@ -73,15 +73,16 @@ def names(patient: Patient) -> Iterator[Finding]:
     """Whether the node's own name, and the address where the ranks meet, can be resolved."""
     own = socket.gethostname()
     # Gloo listens on the address of the host's name unless an interface is named.
-    yield _resolves("host name", own, "GLOO_SOCKET_IFNAME" in os.environ or patient.world.size == 1)
+    yield resolves("host name", own)
     if patient.world.size > 1 and (meeting := os.environ.get("MASTER_ADDR")):
-        yield _resolves("MASTER_ADDR", meeting, False)
+        yield resolves("MASTER_ADDR", meeting)
 
 
-def _resolves(what: str, name: str, unimportant: bool) -> Finding:
+def resolves(what: str, name: str) -> Finding:
+    """A warning where a name has no address: the ranks have met all the same."""
     mend = f"add {name} to /etc/hosts or the name server, or set GLOO_SOCKET_IFNAME"
     try:
         socket.getaddrinfo(name, None)
     except OSError as error:
-        return Finding(what, f"{name}: {error.strerror}", "warn" if unimportant else "fail", "has an address", mend)
+        return Finding(what, f"{name}: {error.strerror}", "warn", "has an address", mend)
     return Finding(what, "has an address", "ok", "has an address", mend)

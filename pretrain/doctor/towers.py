@@ -55,6 +55,9 @@ def speed(patient: Patient) -> Iterator[Finding]:
 
 def graph_breaks(patient: Patient) -> Iterator[Finding]:
     """Where torch.compile would fall back to Python in a tower as a whole; only what lies inside a block costs time."""
+    if patient.world.size > 1:  # it takes minutes for large towers, and ends no run
+        yield Finding("graph breaks", "skipped: several ranks wait; look alone", "skip")
+        return
     encoder = plain(patient.run)
     inputs = {
         "image": (encoder.towers.encode_image, torch.empty(ROWS, 3, *encoder.image_spec.size, device=META)),
