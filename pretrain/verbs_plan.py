@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain import flags
+from pretrain.config import Run
 from pretrain.errors import UserError
 
 PROG = "pretrain plan CONFIG"
@@ -35,17 +36,12 @@ class Options:
 
 def plan(args: list[str]) -> None:
     """`pretrain plan CONFIG --gpus W [--gpu KIND] [--nodes N] [--section.key value] [--picture FILE] [--json]`."""
-    as_json, args = "--json" in args, [arg for arg in args if arg != "--json"]
     if {"-h", "--help"} & set(args):
         flags.parse(Options, ["--help"], PROG, Options())
-    if not args or args[0].startswith("-"):
-        raise UserError("which config? It comes first, then options: pretrain plan CONFIG --gpus 64 --gpu h100")
-    from pretrain import runfile
+    options, run = read(args)
     from pretrain.plan import gpus
 
-    own, knobs = split(args[1:])
-    options = flags.parse(Options, own, PROG, Options())
-    run, kind = runfile.load(args[0], knobs), gpus.find(options.gpu)
+    kind = gpus.find(options.gpu)
     count, node_size = spread(options)
     refuse(options, run.train.global_batch, count)
     from pretrain.plan import picture, report, trace
@@ -55,7 +51,21 @@ def plan(args: list[str]) -> None:
     found = report.plan(Question(run, work, kind, count, node_size, options.efficiency), options.price)
     if options.picture:
         options.picture.write_text(picture.svg(found))
-    print(json.dumps(dataclasses.asdict(found)) if as_json else report.text(found))
+    print(json.dumps(dataclasses.asdict(found)) if "--json" in args else report.text(found))
+
+
+def read(args: list[str]) -> tuple[Options, Run]:
+    """The plan's own options, and the run.
+
+    Raises:
+        UserError: no config comes first, or a flag is neither an option nor a knob.
+    """
+    if not args or args[0].startswith("-"):
+        raise UserError("which config? It comes first, then options: pretrain plan CONFIG --gpus 64 --gpu h100")
+    from pretrain import runfile
+
+    own, knobs = split([arg for arg in args[1:] if arg != "--json"])
+    return flags.parse(Options, own, PROG, Options()), runfile.load(args[0], knobs)
 
 
 def split(args: list[str]) -> tuple[list[str], list[str]]:

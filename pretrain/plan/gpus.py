@@ -90,8 +90,8 @@ CPU = Gpu(
     call_s=0.0,
     reserve_bytes=0.5 * GIB,
 )
-"""One thread, in fp32: its rates are fitted to the two models of benchmarks/results/step_cpu.json; docs/plan.md has their
-error for others. Price, links and memory are assumptions."""
+"""One thread, in fp32: its rates are fitted to the two models of benchmarks/results/step_cpu.json; docs/plan.md has
+their error for others. Price, links and memory are assumptions."""
 
 GPUS = {
     one.name: one
