@@ -47,13 +47,13 @@ run() {
 }
 
 inside() { # a namespace whose process 1 is the command
-  local image=$1 container root variables
+  local image=$1 root variables # `container` outlives the function: the trap takes it away
   shift
   container=$(buildah from --pull=never "$image")
   root=$(buildah mount "$container")
   readarray -t variables < <(of_image '{{range .Docker.Config.Env}}{{println .}}{{end}}' | sed '/^$/d')
   local script='mount -t proc proc "$1/proc"; mount --rbind /dev "$1/dev"; shift; exec "$@"'
-  local to=(chroot --userspec="$(of_image '{{.Docker.Config.User}}')" "$root" env -i "${variables[@]}" "--chdir=$(of_image '{{.Docker.Config.WorkingDir}}')")
+  local to=(chroot --userspec="$(of_image '{{.Docker.Config.User}}')" "$root" env -i "--chdir=$(of_image '{{.Docker.Config.WorkingDir}}')" "${variables[@]}")
   trap 'buildah rm "$container" > /dev/null' EXIT
   unshare --pid --mount --fork --kill-child bash -c "$script" - "$root" "${to[@]}" "$@" &
   local child=$! code=0
