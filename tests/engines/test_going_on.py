@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,62 +17,36 @@ from pretrain.errors import Stopped, UserError
 from pretrain.signals import StopRequest
 from pretrain.world import World
 
-_spec = importlib.util.spec_from_file_location("tests_training", Path(__file__).parents[1] / "test_training.py")
-assert _spec is not None
-assert _spec.loader is not None
-jobs: Any = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = jobs
-_spec.loader.exec_module(jobs)
-
 pytestmark = [pytest.mark.slow, pytest.mark.ranks]
+DEBUG = ("train", "configs/debug.yaml", "--folder")
 FLAGS = ("--train.samples", "768", "--optim.ema-decay", "0.9", "--log.batch-digest", "true")  # 24 steps
 DEEPSPEED = ("--engine", "deepspeed", "--parallel.deepspeed")
 
 
-@contextmanager
-def by_hand(folder: Path, *flags: object) -> Iterator[subprocess.Popen[str]]:
-    """Two ranks without a launcher; the first one is given, and both have ended behind the block."""
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(23000 + os.getpid() % 9000)}
-    ranks = []
-    for rank in ("0", "1"):
-        with mock.patch.dict(os.environ, shared | {"RANK": rank, "LOCAL_RANK": rank}):
-            ranks.append(jobs.start(jobs.ALONE, folder, *flags))
-    try:
-        yield ranks[0]
-    finally:
-        for job in ranks:
-            job.communicate(timeout=120)
-
-
-def torchrun(folder: Path, *flags: object) -> subprocess.Popen[str]:
-    job: subprocess.Popen[str] = jobs.start(jobs.under_torchrun(2), folder, *flags)
-    return job
-
-
-def test_one_run_under_every_engine(tmp_path: Path) -> None:
+def test_one_run_under_every_engine(program: Any, tmp_path: Path) -> None:
     """ddp, ZeRO 2 and FSDP2 on two ranks, ZeRO 3 on one: the batches and losses of one process, one line of history."""
-    jobs.run(jobs.ALONE, tmp_path / "alone", *FLAGS)
+    program.run(*DEBUG, tmp_path / "alone", *FLAGS)
     file = tmp_path / "ds.json"
     file.write_text(json.dumps({"train_batch_size": 32, "zero_optimization": {"overlap_comm": False}}))
-    parts: list[tuple[int, Callable[..., Any], tuple[object, ...]]] = [
-        (5, torchrun, ("--engine", "ddp")),
-        (11, by_hand, (*DEEPSPEED, file, "--parallel.zero-stage", "2", "--train.micro-batch", "8")),
-        (17, torchrun, ("--engine", "fsdp2", "--parallel.reshard", "false", "--train.micro-batch", "8")),
+    parts: list[tuple[int, tuple[object, ...]]] = [
+        (5, ("--engine", "ddp")),
+        (11, (*DEEPSPEED, file, "--parallel.zero-stage", "2", "--train.micro-batch", "8")),
+        (17, ("--engine", "fsdp2", "--parallel.reshard", "false", "--train.micro-batch", "8")),
     ]
-    for step, launch, engine in parts:
-        with launch(tmp_path / "moved", *FLAGS, *engine) as job:
-            jobs.until_step(job, tmp_path / "moved" / "debug", step)
-            job.terminate()
-            said = job.communicate(timeout=120)[1]
-        assert "saved after step" in said, said
-    jobs.run(jobs.ALONE, tmp_path / "moved", *FLAGS, *DEEPSPEED, file, "--parallel.zero-stage", "3")
-    found, expected = (jobs.records(tmp_path / name / "debug") for name in ("moved", "alone"))
+    for step, engine in parts:
+        with program.ranks(2, *DEBUG, tmp_path / "moved", *FLAGS, *engine) as jobs:
+            program.until_step(jobs[0], tmp_path / "moved" / "debug", step)
+            jobs[0].terminate()
+            said = [job.communicate()[1] for job in jobs]
+        assert "saved after step" in said[0], said
+    program.run(*DEBUG, tmp_path / "moved", *FLAGS, *DEEPSPEED, file, "--parallel.zero-stage", "3")
+    found, expected = (program.records(tmp_path / name / "debug") for name in ("moved", "alone"))
     assert [line["step"] for line in found] == list(range(1, 25))
     assert [line["batch_digest"] for line in found] == [line["batch_digest"] for line in expected]
     for one, other in zip(found, expected, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-3)
         assert one["grad_norm"]["total"] == pytest.approx(other["grad_norm"]["total"], rel=5e-2)
-    one, other = jobs.tensors(tmp_path / "moved" / "debug"), jobs.tensors(tmp_path / "alone" / "debug")
+    one, other = program.tensors(tmp_path / "moved" / "debug"), program.tensors(tmp_path / "alone" / "debug")
     assert {name: len(content) for name, content in one.items()} == {name: len(c) for name, c in other.items()}
     starts = json.loads((tmp_path / "moved" / "debug" / "environment.json").read_text())
     assert [start["deepspeed"] is not None for start in starts] == [False, True, False, True]
@@ -93,7 +62,8 @@ class StopAfter(StopRequest):
 
     @property
     def received(self) -> str | None:
-        reached = self.step is not None and any(line["step"] >= self.step for line in jobs.records(self.folder))
+        log = self.folder / "metrics.jsonl"  # of which every step writes a line
+        reached = self.step is not None and log.exists() and log.read_text().count("\n") >= self.step
         return "SIGTERM" if reached else None
 
     @received.setter
@@ -118,15 +88,15 @@ def start(folder: str, flags: list[str], stop_after: int | None = None) -> str:
     [("--engine", "fsdp2"), ("--engine", "deepspeed", "--parallel.zero-stage", "3", "--train.micro-batch", "4")],
     ids=str,
 )
-def test_a_stopped_run_goes_on_bit_for_bit(ranks: Any, engine: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit(program: Any, ranks: Any, engine: tuple[str, ...], tmp_path: Path) -> None:
     """On the same ranks: the weights, moments and average of a run that was left alone."""
     flags, pool = ["--train.samples", "384", "--optim.ema-decay", "0.9", *engine], ranks(2)
     assert pool.run(start, str(tmp_path / "calm"), flags) == ["finished"] * 2
     for said in pool.run(start, str(tmp_path / "stopped"), flags, 5):
         assert "saved after step 5" in said
     assert pool.run(start, str(tmp_path / "stopped"), flags) == ["finished"] * 2
-    assert jobs.newest(tmp_path / "stopped" / "debug").name == "step_00000012"
-    assert jobs.tensors(tmp_path / "stopped" / "debug") == jobs.tensors(tmp_path / "calm" / "debug")
+    assert program.newest(tmp_path / "stopped" / "debug").name == "step_00000012"
+    assert program.tensors(tmp_path / "stopped" / "debug") == program.tensors(tmp_path / "calm" / "debug")
 
 
 def test_broken_weights_end_every_rank_though_one_alone_has_them_whole(ranks: Any, tmp_path: Path) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ pytestmark = pytest.mark.slow
 def environment(s3_port: int, tmp_path: Path) -> dict[str, str]:
     there = {"FSSPEC_S3_ENDPOINT_URL": f"http://127.0.0.1:{s3_port}", "AWS_DEFAULT_REGION": "us-east-1"}
     keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-    return os.environ | there | keys | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    return there | keys | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
 
 
 @pytest.fixture
@@ -31,37 +28,29 @@ def bucket(s3: Any, remote: Any) -> Iterator[Any]:
     system.rm("packed", recursive=True)
 
 
-def command(*args: str) -> list[str]:
-    return [sys.executable, "-m", "pretrain", *args]
-
-
 def tars(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if name.endswith(".tar")}
 
 
 def test_packed_killed_checked_and_packed_again(
-    bucket: Any, environment: dict[str, str], tmp_path: Path, picture_bytes: Any
+    program: Any, bucket: Any, environment: dict[str, str], tmp_path: Path, picture_bytes: Any
 ) -> None:
     (tmp_path / "in").mkdir()
     for number in range(40):
         (tmp_path / "in" / f"{number:02d}.png").write_bytes(picture_bytes(number, (200, 300)))
         (tmp_path / "in" / f"{number:02d}.txt").write_text(f"picture {number}")
     how = ["--samples-per-shard", "4", "--resize", "100", "--workers", "2"]
-    to_url = command("pack", "folder", str(tmp_path / "in"), "s3://packed/out", *how)
+    pack = ["pack", "folder", tmp_path / "in"]
 
-    process = subprocess.Popen(to_url, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while len(bucket.find("packed/out/units")) < 2:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-        bucket.invalidate_cache()
-    process.kill()
-    process.wait()
+    with program.start(*pack, "s3://packed/out", *how, variables=environment) as job:
+        program.until(job, lambda: bucket.invalidate_cache() or len(bucket.find("packed/out/units")) >= 2)
+        job.kill()
+    assert job.returncode == -signal.SIGKILL, "it ended before it could be killed"
     bucket.invalidate_cache()
     assert not bucket.exists("packed/out/pack.json")
 
-    for args in (to_url, command("pack", "folder", str(tmp_path / "in"), str(tmp_path / "local"), *how)):
-        done = subprocess.run(args, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    for out in ("s3://packed/out", tmp_path / "local"):
+        program.run(*pack, out, *how, variables=environment)
     bucket.invalidate_cache()
     found = {name.rpartition("/")[2]: bucket.cat(name) for name in bucket.find("packed/out")}
     local = {path.name: path.read_bytes() for path in (tmp_path / "local").iterdir()}
@@ -69,17 +58,13 @@ def test_packed_killed_checked_and_packed_again(
     assert tars(found) == tars(local)
     assert json.loads(found["sizes.json"]) == json.loads(local["sizes.json"])
 
-    for verb in (["index", "s3://packed/out/*.tar"], ["index", "s3://packed/out/*.tar", "--check", "--json"]):
-        done = subprocess.run(command(*verb), env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+    program.run("index", "s3://packed/out/*.tar", variables=environment)
+    done = program.run("index", "s3://packed/out/*.tar", "--check", "--json", variables=environment)
+    facts = json.loads(done.out)
     assert (facts["samples"], facts["problems"], facts["images"]["undecodable"]) == (40, [], 0)
     assert facts["captions"]["count"] == 40
 
     smaller = ["s3://packed/out/{00000..00009}.tar", str(tmp_path / "small"), "--resize", "50", "--workers", "2"]
-    done = subprocess.run(
-        command("pack", "shards", *smaller, "--json"), env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["samples"] == {"": 40}
-    assert json.loads(done.stdout)["changed"] == {"images shrunk": 40}
+    done = program.run("pack", "shards", *smaller, "--json", variables=environment)
+    assert json.loads(done.out)["samples"] == {"": 40}
+    assert json.loads(done.out)["changed"] == {"images shrunk": 40}
