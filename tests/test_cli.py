@@ -120,6 +120,7 @@ def test_bench_needs_a_checkout(
     assert "clone the repository and run `pip install -e .` there" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bench_prints_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--sizes", "64", "--widths", "16", "--losses", "siglip", "--rounds", "1", "--threads", "1"]
     assert cli.run(["bench", "loss", *small, "--out", str(tmp_path), "--json"]) == errors.DONE

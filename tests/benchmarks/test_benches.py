@@ -36,6 +36,7 @@ def values(content, case):
     return {record["metric"]: record["value"] for record in content["records"] if record["case"] == case}
 
 
+@pytest.mark.slow
 def test_loss(tmp_path):
     loss.main([*ONCE, "--sizes", "64", "--widths", "32", "--out", str(tmp_path)])
     content = checked(tmp_path, "loss")
@@ -97,6 +98,7 @@ def test_overlap(tmp_path):
     assert values(content, "cost model, both, 9 shapes")["rate"] > 0
 
 
+@pytest.mark.slow
 def test_step(tmp_path):
     step.main([*ONCE, "--batch", "4", "--out", str(tmp_path)])
     content = checked(tmp_path, "step")
