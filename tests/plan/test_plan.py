@@ -65,13 +65,13 @@ def test_memory_decides_the_pass() -> None:
 def test_checkpointing_takes_less_memory_and_more_time() -> None:
     plain, again = (ask(512, traced=("--model.grad-checkpointing", how)) for how in ("off", "all"))
     one, two = (predict(asked.with_run(micro_batch=asked.rows)) for asked in (plain, again))
-    assert two.memory.activations < 0.3 * one.memory.activations
-    assert two.pace.image > 1.2 * one.pace.image
+    assert two.memory.activations < 0.5 * one.memory.activations
+    assert two.pace.image > 1.1 * one.pace.image
     assert two.mfu < one.mfu
 
 
 def test_parts_run_the_towers_forward_twice() -> None:
-    whole = ask(512).with_run(micro_batch=None)
+    whole = ask(64).with_run(micro_batch=None)  # passes long enough that nobody waits for the host's calls
     parts = whole.with_run(micro_batch=whole.rows // 4)
     one, two = predict(whole), predict(parts)
     assert two.parts == 4

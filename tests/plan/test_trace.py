@@ -86,14 +86,14 @@ def test_what_is_computed_twice_costs_time_and_no_model_flops() -> None:
     plain, again = (trace(run_of("digits-vit", "--model.grad-checkpointing", how)) for how in ("off", "all"))
     assert again.flops == plain.flops
     more = again.image.whole.products.per_row / plain.image.whole.products.per_row
-    assert 1.25 < more < 1.34  # a third: one more forward pass of the blocks
+    assert 1.15 < more < 1.34  # at most a third: one more forward pass, up to what is needed last
     assert again.image.saved.per_row < 0.2 * plain.image.saved.per_row
 
 
 def test_dropped_patches_are_not_paid_for() -> None:
     whole, half = (traced("ViT-B-32", *more) for more in ((), ("--model.patch-dropout", "0.5")))
-    assert half.image.model_flops[0] == pytest.approx(0.5 * whole.image.model_flops[0], rel=0.05)
-    assert half.image.saved.per_row < 0.6 * whole.image.saved.per_row
+    assert 0.45 < half.image.model_flops[0] / whole.image.model_flops[0] < 0.6  # all patches are embedded
+    assert half.image.saved.per_row < 0.65 * whole.image.saved.per_row
 
 
 def test_a_gpu_takes_norms_in_fp32_under_autocast() -> None:
