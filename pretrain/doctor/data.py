@@ -20,8 +20,10 @@ from pretrain.data.storage import Storage
 from pretrain.doctor.base import Finding, Patient, Status
 from pretrain.errors import UserError
 
-SHARDS, PIECE, RETRY_S, SLOW = 8, 4 << 20, 20.0, 0.05
-"""Shards read of each set, bytes read of each, seconds for which a transfer is tried again, share of the median."""
+SHARDS, PIECE, RETRY_S = 8, 4 << 20, 20.0
+"""Shards read of each set, bytes read of each, seconds for which a transfer is tried again."""
+SLOW_MB, SLOW = 1.0, 0.05
+"""A node is at fault that reads less MB/s than this, and than this share of the ranks' median."""
 
 
 def shards(patient: Patient) -> Iterator[Finding]:
@@ -31,8 +33,8 @@ def shards(patient: Patient) -> Iterator[Finding]:
         yield Finding("data.train", "skipped: it names no shards", "skip")
     else:
         yield from of_set("data.train", data.train, data)
-    if data.eval:
-        yield from of_set("data.eval", data.eval, data)
+    if data.held_out:
+        yield from of_set("data.eval", data.held_out, data)
 
 
 def of_set(field: str, patterns: Sequence[str], data: Data) -> Iterator[Finding]:
@@ -88,7 +90,8 @@ def _finding(
         return Finding(field, f"{len(failed)} of {len(taken)} cannot be read: {failed[0]}", "fail", needed, mend)
     said = f"first bytes of {len(taken)} of {len(names)} shards"
     digest = xxhash.xxh3_64_hexdigest(repr((len(names), facts)).encode())
-    return Finding(field, said, "ok", needed, mend, digest, speed, "MB/s", least=SLOW, unlike="fail")
+    least = SLOW if speed < SLOW_MB else 0.0
+    return Finding(field, said, "ok", needed, mend, digest, speed, "MB/s", least)
 
 
 def _indexes(field: str, taken: Sequence[str], data: Data, store: Storage) -> Finding:

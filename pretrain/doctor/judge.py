@@ -69,7 +69,7 @@ def _differs(finding: Finding, usual: dict[str, tuple[str | None, int, int]]) ->
 def _pace(found: Found) -> dict[str, float]:
     amounts: dict[str, list[float]] = {}
     for finding in _each(found):
-        if finding.amount is not None and finding.least:
+        if finding.amount is not None:
             amounts.setdefault(finding.name, []).append(finding.amount)
     return {name: median(each) for name, each in amounts.items() if len(each) >= FEWEST}
 

@@ -47,6 +47,8 @@ def test_who_is_far_slower_than_the_median_fails_from_three_ranks_on() -> None:
     assert statuses(speeds(500, 600, 20)) == ["ok", "ok", "fail"]
     assert statuses(speeds(500, 600, 100)) == ["ok", "ok", "ok"]
     assert statuses(speeds(500, 2)) == ["ok", "ok"]
+    whatever = [[Finding("disk", "/x", amount=value, least=least)] for value, least in ((500, 0), (600, 0), (20, 0.1))]
+    assert statuses(whatever) == ["ok", "ok", "fail"], "what is well by itself counts for the median too"
 
 
 def test_a_node_is_at_fault_where_a_check_fails_that_does_not_fail_everywhere() -> None:
