@@ -104,17 +104,17 @@ def run(start, stop):
 
 
 warm = run(0, 20_000)  # 200,000 words: the cache was full, emptied and full again
-print(run(20_000, 120_000) - warm)
+print(run(20_000, 60_000) - warm)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_is_flat_over_a_million_distinct_words() -> None:
-    """100,000 captions of 10 words that never came before: without a bound they take 150 MB, with it 2."""
+def test_memory_is_flat_over_many_distinct_words() -> None:
+    """40,000 captions of 10 words that never came before: without a bound they take 60 MB, with it 2."""
     done = subprocess.run([sys.executable, "-c", FLAT], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 16 << 20, f"{int(done.stdout) / 2**20:.1f} MB more after a million words"
+    assert int(done.stdout) < 16 << 20, f"{int(done.stdout) / 2**20:.1f} MB more after 400,000 words"
 
 
 def test_travels_to_another_process(clip: tokenizer.Tokenizer) -> None:
