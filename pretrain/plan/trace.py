@@ -7,6 +7,7 @@ meant, norms are taken in fp32 as its autocast does. Needs torch, unlike the res
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -120,6 +121,8 @@ class _Seen:
     @staticmethod
     def of(name: Name, model: DualEncoder, rows: int, device: Device) -> _Seen:
         try:
+            gc.collect()
+            gc.disable()  # what it frees, and when, would differ between two passes
             with FakeTensorMode(allow_non_fake_inputs=True), _weights(model.towers), _kernels(model, device):
                 return _seen(name, model, rows)
         except UserError:
@@ -130,6 +133,8 @@ class _Seen:
                 f"model.name {model.architecture.name}: the {name} tower cannot be planned, since it does not run "
                 f"without data ({kind}: {said})"
             ) from error
+        finally:
+            gc.enable()
 
 
 def _seen(name: Name, model: DualEncoder, rows: int) -> _Seen:
