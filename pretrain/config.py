@@ -28,8 +28,9 @@ class Data:
     """Share of the samples that each entry of data.train gives, exact in every window; none: all are one data set."""
     replacement: bool = False
     """Draw samples with replacement inside each shuffle window; False: every sample once per epoch."""
-    eval: tuple[str, ...] = ()
-    """Held-out shards, in the same notation."""
+    eval: tuple[str, ...] = free(())
+    """Held-out shards, in the same notation; a folder of class folders; JSON files of benchmarks ('FILE.json@IMAGES').
+    'TASK=SAMPLES' among them, such as 'zero_shot=100000', measures that in training each time so many were seen."""
     workers: int = free(2)
     """Decoding processes per rank; 0 decodes in the training process. Never changes what a batch holds."""
     prefetch: int = free(2)

@@ -214,6 +214,13 @@ def restore(folder: checkpoint.Folder, average: bool, device: torch.device) -> D
     return DualEncoder(towers, described, model.precision).to(device).eval()
 
 
+def twin(encoder: DualEncoder, device: torch.device) -> DualEncoder:
+    """An encoder of the same kind, in evaluation mode, whose weights are to be filled in."""
+    with torch.random.fork_rng(devices=[]):
+        towers = _towers(encoder.architecture, encoder.towers.logit_bias is not None, fresh=False)
+    return DualEncoder(towers, encoder.architecture, encoder.precision).to(device).eval()
+
+
 def _together(
     encode: Callable[[Tensor], Tensor], rows: Tensor, further: Mapping[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:

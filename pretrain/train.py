@@ -26,6 +26,7 @@ from pretrain.data import left_out, wanted
 from pretrain.data.loader import Loader, combine, row_digests, train_loader, train_source
 from pretrain.data.texts import tokenizer
 from pretrain.errors import Stopped, UserError
+from pretrain.evaluating import Evaluating
 from pretrain.guard import rewind
 from pretrain.guard.guard import Guard
 from pretrain.metrics import Meter
@@ -107,7 +108,7 @@ class Training:
         """Steps up to the end of the run (False), or up to where it has gone back (True)."""
         count = partial(Meter, self.world, self.skipped)
         with self.loader() as loader, self.sinks() as sinks, count(loader=loader) as meter, self.saver:
-            saving = Saving(self, stop, sinks, meter)
+            saving, evaluating = Saving(self, stop, sinks, meter), Evaluating(self, sinks, meter)
             for batch, waited_s in recorder.over(self.batches(loader, saving), meter.clock.paused):
                 outcome = self.advance(batch)
                 meter.step(self.run.train.global_batch, batch.skips, waited_s)
@@ -121,6 +122,7 @@ class Training:
                     rewind.go_back(self, trouble, sinks)
                     return True
                 saving.when_due()
+                evaluating.when_due()
         return False
 
     def advance(self, batch: Batch) -> Outcome:

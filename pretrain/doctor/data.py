@@ -13,7 +13,7 @@ from dataclasses import replace
 import xxhash
 
 from pretrain.config import Data
-from pretrain.data import storage
+from pretrain.data import held_out, storage
 from pretrain.data.patterns import expand
 from pretrain.data.shards.index import known
 from pretrain.data.storage import Storage
@@ -33,8 +33,8 @@ def shards(patient: Patient) -> Iterator[Finding]:
         yield Finding("data.train", "skipped: it names no shards", "skip")
     else:
         yield from of_set("data.train", data.train, data)
-    if data.held_out:
-        yield from of_set("data.eval", data.held_out, data)
+    if shards := held_out.entries(data):
+        yield from of_set("data.eval", shards, data)
 
 
 def of_set(field: str, patterns: Sequence[str], data: Data) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from pretrain.evaluate.base import Setting
 from pretrain.kernels.ranks import Relevance, Standing, ranks
 from pretrain.signals import interruptible
 
+READS = ("shards", "captions")
 RECALL_AT = (1, 5, 10)
 
 

@@ -6,9 +6,6 @@ A class is the normalised mean of the normalised features of its name in every t
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,40 +15,11 @@ from torch import Tensor
 from pretrain.data.evaluation import EvalBatch
 from pretrain.errors import UserError
 from pretrain.evaluate.base import Setting, split
+from pretrain.evaluate.base.classes import Classes, choose
 from pretrain.kernels.ranks import Relevance, ranks
 from pretrain.signals import interruptible
 
-
-@dataclass(frozen=True)
-class Classes:
-    """Class names in the order of their labels, and templates with {} where the name goes."""
-
-    names: list[str]
-    templates: list[str]
-
-    def prompts(self, name: str) -> list[str]:
-        return [template.replace("{c}", "{}").replace("{}", name) for template in self.templates]
-
-    @staticmethod
-    def read(path: Path) -> Classes:
-        """Read {"names": [...], "templates": [...]}.
-
-        Raises:
-            UserError: the file is not of this form, or a template has no place for a name.
-        """
-        try:
-            found = json.loads(path.read_text())
-            classes = Classes(list(found["names"]), list(found["templates"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f'classes {path}: not readable as {{"names": [...], "templates": [...]}} ({error!r})'
-            ) from None
-        for template in classes.templates:
-            if "{}" not in template and "{c}" not in template:
-                raise UserError(f"classes {path}: template {template!r} has no {{}} where the name goes")
-        if not classes.names or not classes.templates:
-            raise UserError(f"classes {path}: names and templates must not be empty")
-        return classes
+READS = ("shards", "folders")
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -65,9 +33,10 @@ def measure(setting: Setting) -> dict[str, Any]:
     with setting.world.together("reading the classes"):
         if setting.classes is None:
             raise UserError(
-                "zero_shot needs classes.json beside the shards' folder; put it there or name it with --classes"
+                "zero_shot needs classes.json beside the shards' folder; put it there or name it with --classes "
+                "(class folders: --classes folders)"
             )
-        classes = Classes.read(setting.classes)
+        classes = choose(setting.classes, setting.templates, setting.folders)
     weights = classifier(setting, classes)
     counts = torch.zeros(len(classes.names), 3, dtype=torch.float64)
     with setting.world.together("classifying held-out samples"), interruptible(), torch.inference_mode():
@@ -79,7 +48,12 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def classifier(setting: Setting, classes: Classes) -> Tensor:
-    """[C, D] fp32 on the world's device, unit norm; the ranks share the work. Collective."""
+    """[C, D] fp32 on the world's device, unit norm; the ranks share the work, or it was done before. Collective."""
+    found = setting.cache.tensor("classes", (classes.names, classes.templates), lambda: _encoded(setting, classes))
+    return found.to(setting.world.device)
+
+
+def _encoded(setting: Setting, classes: Classes) -> Tensor:
     own = setting.share(len(classes.names))
     parts = [torch.empty(0, setting.width)]
     with setting.world.together("encoding the classes"), interruptible(), torch.inference_mode():
@@ -87,7 +61,7 @@ def classifier(setting: Setting, classes: Classes) -> Tensor:
             features = setting.texts([prompt for name in names for prompt in classes.prompts(name)])
             mean = features.reshape(len(names), len(classes.templates), -1).mean(1)
             parts.append(F.normalize(mean, dim=-1).cpu())
-    return setting.world.gather_rows(torch.cat(parts)).to(setting.world.device)
+    return setting.world.gather_rows(torch.cat(parts))
 
 
 def hits(images: Tensor, weights: Tensor, labels: Tensor) -> Tensor:
@@ -110,7 +84,7 @@ def _labels(batch: EvalBatch, num_classes: int) -> list[int]:
         if label is None:
             raise UserError(f"{key} has no label, which zero_shot needs: put an integer 'label' into its json member")
         if not 0 <= label < num_classes:
-            raise UserError(f"{key} has label {label}, but classes.json names 0 to {num_classes - 1}")
+            raise UserError(f"{key} has label {label}, but the classes named are 0 to {num_classes - 1}")
     return [label for label in batch.labels if label is not None]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pretrain.data.evaluation import EvalBatch
+from pretrain.evaluate.base.cache import Cache
 from pretrain.model import DualEncoder
 from pretrain.phases import phase
 from pretrain.world import World
@@ -30,13 +31,30 @@ class Setting:
     world: World
     batch_size: int = 256
     """Texts per forward."""
-    classes: Path | None = None
-    """classes.json, for tasks that need one."""
+    classes: Path | str | None = None
+    """classes.json or what else `classes.choose` takes, for tasks that need class names."""
+    templates: str | None = None
+    """For tasks that need prompts, as `classes.choose` takes it."""
+    folders: Sequence[str] | None = None
+    """Names of the class folders that the samples lie in, by label; None: they lie in none."""
+    train: Iterable[EvalBatch] | None = None
+    """This rank's part of labelled samples to learn from, for tasks that do."""
+    records: Sequence[Any] = ()
+    """What annotation files say of the samples; see `published.Annotated`."""
+    left_out: int = 0
+    """Records that the benchmark's own protocol leaves out."""
+    kept: Cache | None = field(default=None, repr=False)
+    """Features that were computed before."""
 
     @property
     def width(self) -> int:
         """D."""
         return int(self.model.architecture.towers["embed_dim"])
+
+    @property
+    def cache(self) -> Cache:
+        """Features that were computed before; one without a folder where none was named."""
+        return self.kept or Cache(None, "", self.world)
 
     def images(self, batch: EvalBatch) -> Tensor:
         """Features of a batch's images, [B, D] on the world's device."""
@@ -60,6 +78,9 @@ class Setting:
 
 class Task(Protocol):
     """A module of this package."""
+
+    READS: Sequence[str]
+    """Kinds of held-out data that it takes: see `samples.KINDS`. With LEARNS = True it gets `Setting.train` too."""
 
     @staticmethod
     def measure(setting: Setting) -> Mapping[str, Any]:
