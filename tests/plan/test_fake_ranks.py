@@ -80,7 +80,7 @@ def world() -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path: Path = tmp_path_factory.mktemp("model") / "even.json"
+    path: Path = tmp_path_factory.mktemp("model") / "even-ranks.json"
     path.write_text(json.dumps(SMALL))
     return str(path)
 
