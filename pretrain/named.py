@@ -12,14 +12,20 @@ from pretrain.errors import UserError
 VOCABULARY = {
     "base",
     "blocks",
+    "card",
     "deepspeed_config",
+    "graph",
     "layout",
     "ops",
+    "probe",
+    "proof",
     "relay",
     "shards",
     "state",
+    "towers_hf",
     "transport",
     "trip",
+    "vocabulary",
     "zero",
 }
 """Files of a package that are no method."""

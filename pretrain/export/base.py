@@ -1,28 +1,62 @@
-"""What a format must do, what a user is told, and the images and texts on which two libraries are compared."""
+"""What a format must do, what may be asked of it, and what a user is told."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-from PIL import Image
-from torch import Tensor
-
+from pretrain import config
+from pretrain.errors import UserError
 from pretrain.model import DualEncoder
 
 Tower = Literal["both", "image", "text"]
+Precision = Literal["fp32", "fp16", "int8"]
 
-TEXTS = (
-    "a photo of a cat.",
-    "A Diagram, with PUNCTUATION; and 1234 numbers",
-    "naïve café, 北京, emoji 🙂",
-    "a caption that is far too long for the text tower " * 20,
-    "",
-)
-"""Ordinary, odd, overlong and empty."""
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be written."""
+
+    tower: Tower = "both"
+    precision: Precision = "fp32"
+    """Of weights and arithmetic; int8 quantises activations as they come."""
+    patch_tokens: bool = False
+    """Whether images also give each patch's features, projected as the whole image's are."""
+    embeddings: bool = False
+    """Whether texts come as the embeddings of their tokens, for prompts that are learned."""
+
+    @property
+    def image(self) -> bool:
+        return self.tower != "text"
+
+    @property
+    def text(self) -> bool:
+        return self.tower != "image"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds, as formats take it."""
+
+    encoder: DualEncoder
+    """On the CPU, in fp32, in evaluation mode."""
+    run: config.Run
+    step: int
+    samples: int
+    """Pairs that training had seen."""
+    average: bool
+    """Whether these are the averaged weights."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How far a copy's features may be from the encoders' own."""
+
+    largest: float = 0.0
+    """Absolute difference of any number; 0.0: every bit agrees."""
+    cosine: float | None = None
+    """If given, this counts in place of `largest`: the least cosine of two features."""
 
 
 @dataclass(frozen=True)
@@ -44,41 +78,36 @@ class Report:
 class Format(Protocol):
     """A module of this package."""
 
+    CONSUMER: str
+    """The script in consumers/ that loads such a folder with its users' library alone."""
+    OPTIONS: frozenset[str]
+    """Fields of `Asked` that the format follows, beside `tower`."""
+    EXTRA: str
+    """The extra of this package that brings its libraries; '' where none is needed."""
+    ROUNDS_CROPS: bool
+    """Whether its users' preprocessing places a crop by rounding, as open_clip's does; transformers' cuts off."""
+
     @staticmethod
-    def write(encoder: DualEncoder, folder: Path, tower: Tower) -> None:
-        """Fill a folder. UserError where the format cannot hold that tower."""
+    def write(trained: Trained, folder: Path, asked: Asked) -> None:
+        """Fill a folder. UserError where the format cannot hold what is asked for."""
         ...
 
     @staticmethod
-    def check(encoder: DualEncoder, folder: Path) -> dict[str, Any]:
-        """Load the folder as its users do, in a fresh process, and compare. RuntimeError where it differs."""
+    def limit(asked: Asked) -> Limit:
+        """How far its features may be off."""
         ...
 
 
-def probe_images(size: tuple[int, int]) -> list[Image.Image]:
-    """RGB images to compare on: a model's (height, width), wide, tall, tiny and large; smooth and noisy."""
-    height, width = size
-    shapes = [(height, width), (height, 3 * width), (2 * height + 1, width), (7, 5), (4 * height, 4 * width + 3)]
-    return [_picture(number, *shape) for number, shape in enumerate(shapes)]
-
-
-def differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float | str]:
-    """Largest absolute difference by name, 0.0 only where all bits agree; or what keeps two tensors from comparison."""
-    return {name: _difference(ours.get(name), theirs.get(name)) for name in sorted({*ours, *theirs})}
-
-
-def _difference(ours: Tensor | None, theirs: Tensor | None) -> float | str:
-    if ours is None or theirs is None:
-        return "only here" if theirs is None else "only there"
-    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-        return f"{ours.dtype} {list(ours.shape)} here, {theirs.dtype} {list(theirs.shape)} there"
-    if ours.numpy().tobytes() == theirs.numpy().tobytes():
-        return 0.0
-    largest = float((ours.double() - theirs.double()).abs().max())
-    return largest or "another sign of zero"
-
-
-def _picture(number: int, height: int, width: int) -> Image.Image:
-    noise = np.random.default_rng(number).integers(0, 256, (height, width, 3))
-    ramp = np.linspace(0, 255, width)[None, :, None] + np.linspace(0, 128, height)[:, None, None]
-    return Image.fromarray(((noise + ramp * number) / (1 + 1.5 * number)).astype(np.uint8))
+def refuse_unknown(name: str, options: frozenset[str], asked: Asked) -> None:
+    """UserError where a format is asked for something that it does not know."""
+    plain = Asked()
+    for item in fields(Asked):
+        value = getattr(asked, item.name)
+        if item.name != "tower" and item.name not in options and value != getattr(plain, item.name):
+            flag = item.name.replace("_", "-") + ("" if value is True else f" {value}")
+            known = ", ".join(f"--{each.replace('_', '-')}" for each in sorted(options)) or "only --tower"
+            raise UserError(f"--{flag}: {name} folders have no such form; the format knows {known}")
+    if asked.patch_tokens and not asked.image:
+        raise UserError("--patch-tokens: the text tower has no patches; export image or both towers")
+    if asked.embeddings and not asked.text:
+        raise UserError("--embeddings: the image tower takes no texts; export text or both towers")
