@@ -15,7 +15,7 @@ from pretrain.signals import armed
 VERBS = {
     "train": "train a dual encoder, or go on with it: CONFIG [--section.key value] [--profile A..B] [--replay STEP]",
     "evaluate": "measure a run, checkpoint or export on held-out shards: evaluate RUN --task zero_shot|retrieval",
-    "export": "write the encoders for another library, proven equal: export RUN OUT --to open_clip",
+    "export": "write the encoders for another library, proven equal: export RUN OUT --to open_clip|transformers|onnx|...",
     "pack": "make WebDataset shards: pack folder DIR OUT | table FILE OUT | shards SHARDS OUT | digits OUT",
     "index": "build the shards' offset indexes, or check the shards: index SHARDS... [--check] [--report PAGE]",
     "drill": "put a small run through faults, kills first: drill [--only PATTERN] [--ranks 2] [--short]",

@@ -17,6 +17,7 @@ from pretrain.verbs_checkpoint import checkpoint
 from pretrain.verbs_data import index, pack
 from pretrain.verbs_doctor import doctor
 from pretrain.verbs_drill import drill, faults
+from pretrain.verbs_export import export
 from pretrain.verbs_launch import launch
 from pretrain.verbs_plan import plan
 from pretrain.verbs_ranks import ranks
@@ -106,36 +107,6 @@ def _evaluate(
         result = how(data=data, classes=classes, batch_size=batch_size, workers=workers)
         if world.is_main:
             show(result, json)
-
-
-def export(args: list[str]) -> None:
-    """`pretrain export RUN OUT --to open_clip`."""
-    flags.command(_export, args, "pretrain export")
-
-
-def _export(
-    source: Positional[str],
-    out: Positional[Path],
-    /,
-    *,
-    to: Literal["open_clip"] = "open_clip",
-    tower: Literal["both", "image", "text"] = "both",
-    average: Average = "auto",
-    json: bool = False,
-) -> None:
-    """Write the encoders of a run in another library's format, and prove the copy equal in a fresh process.
-
-    Args:
-        source: Run folder or checkpoint folder.
-        out: Folder to make.
-        to: Format.
-        tower: Which encoder.
-        average: Use the averaged (EMA) weights; auto: where there are any.
-        json: Print one JSON object instead of a table.
-    """
-    from pretrain.export import export
-
-    show(export(source, out, to, tower=tower, average=_AVERAGE[average]), json)
 
 
 BENCHES = {
