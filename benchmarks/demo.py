@@ -1,7 +1,8 @@
 """The main job from end to end, on real input: `make demo`.
 
 Packs handwritten digits, trains on two ranks, trains again while a rank is killed half-way, evaluates and exports what
-the killed run became, and ends with one table; the same facts are in runs/demo/summary.json.
+the killed run became, embeds the held-out digits on two ranks, and ends with one table and three searches among them;
+the same facts are in runs/demo/summary.json, the searches' pictures in runs/demo/searches.html.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 GOAL = 0.97
 """Held-out zero-shot accuracy that both digits recipes reach."""
+SEARCHES = ("a photo of the digit seven.", "a handwritten three", "the number 0 written by hand")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def main() -> None:
     summary = demonstrate(asked.config, asked.out)
     (asked.out / "summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
     print_table(summary)
+    print_searches(asked.out)
     sys.exit(not (summary.resume_equal and summary.export_parity and summary.zero_shot_top1 >= GOAL))
 
 
@@ -73,6 +76,7 @@ def demonstrate(config: Path, out: Path) -> Summary:
         ("evaluate", killed, "--task", "retrieval", "--json"),
         ("export", killed, out / "open_clip", "--to", "open_clip", "--json"),
     )
+    search(killed, f"{shards}/eval/*.tar", out)
     speeds = sorted(record["samples_per_s"] for record in records if record["samples_per_s"])
     return Summary(
         steps=records[-1]["step"],
@@ -86,6 +90,13 @@ def demonstrate(config: Path, out: Path) -> Summary:
         seconds=round(time.monotonic() - started, 1),
         files=str(out.resolve()),
     )
+
+
+def search(run_folder: Path, shards: str, out: Path) -> None:
+    """Features of the held-out digits, and what lies nearest to SEARCHES: searches.html, and searches.json of the run."""
+    ranks("embed", run_folder, shards, out / "features", "--workers", "1")
+    asked = [word for text in SEARCHES for word in ("--text", text)]
+    pretrain("search", out / "features", *asked, "-k", "5", "--html", out / "searches.html", "--into", run_folder)
 
 
 def pretrain(*args: object) -> str:
@@ -181,6 +192,15 @@ def print_table(summary: Summary) -> None:
     print()
     for name, value in asdict(summary).items():
         print(f"{name.replace('_', ' '):18} {value}")
+
+
+def print_searches(out: Path) -> None:
+    """Each query with the first captions of what was found."""
+    for answer in json.loads((out / "killed" / "searches.json").read_text())["answers"]:
+        print(f"\n{answer['query']}")
+        for hit in answer["hits"]:
+            print(f"  {hit['score']:.3f}  {hit['key']}  {(hit['texts'] or [''])[0]}")
+    print(f"\ntheir pictures: {(out / 'searches.html').resolve()}")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,8 @@ def _build(faiss: Any, index: Index, lists: int, path: Path) -> Any:
     form = f"IVF{lists}," if lists else ""
     form += "SQfp16" if index.meta["dtype"] == "fp16" else "Flat"
     built = faiss.index_factory(index.width, form, faiss.METRIC_INNER_PRODUCT)
+    if lists and index.meta["dtype"] == "fp16":
+        built.by_residual = False  # what is left beside a centre would be rounded again
     if not built.is_trained:
         built.train(_sample(index, max(1, lists) * _PER_LIST))
     for _, block in index.blocks():
