@@ -18,6 +18,8 @@ from pretrain.checkpoint import State
 from pretrain.compat import open_clip
 from pretrain.errors import UserError
 from pretrain.export import open_clip as to_open_clip
+from pretrain.export import proof
+from pretrain.export.base import Asked, Trained
 from pretrain.world import World
 
 CPU = torch.device("cpu")
@@ -100,8 +102,12 @@ def test_real_photos_give_the_same_features(exported: Path) -> None:
         pytest.skip(f"no photos in {PHOTOS}")
     encoder = model.restore(checkpoint.locate(exported / "run"), True, CPU)
     images = [Image.open(path).convert("RGB") for path in photos[:6]]
-    ours, theirs = to_open_clip.here(encoder, images), to_open_clip.there(exported / "out", images)
-    assert torch.equal(ours["image_features"], theirs["image_features"])
+    encoder.precision = "fp32"
+    ours = proof.here(encoder, Asked(), images)
+    (exported / "photos").mkdir()
+    proof.lay_out(exported / "photos", Asked(), images, ours)
+    proof.consume("with_open_clip", [(exported / "out", exported / "photos")])
+    assert torch.equal(ours["image_features"], proof.results(exported / "photos")[0]["image_features"])
 
 
 @pytest.mark.slow
@@ -118,8 +124,8 @@ def test_an_unequal_export_is_refused_and_removed(tmp_path: Path, monkeypatch: p
     """The trap of years: weights of one activation under the description of another."""
     write = to_open_clip.write
 
-    def damaged(encoder: model.DualEncoder, folder: Path, tower: Any) -> None:
-        write(encoder, folder, tower)
+    def damaged(trained: Trained, folder: Path, asked: Asked) -> None:
+        write(trained, folder, asked)
         path = folder / to_open_clip.CONFIG
         described = json.loads(path.read_text())
         if damage == "activation":
@@ -144,7 +150,9 @@ def test_an_unequal_export_is_refused_and_removed(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"tower": "image"}, "tower image: an open_clip folder holds both towers"),
+        ({"asked": Asked(tower="image")}, "tower image: an open_clip folder needs both towers"),
+        ({"asked": Asked(precision="int8")}, "--precision int8: open_clip folders have no such form"),
+        ({"asked": Asked("text", patch_tokens=True), "to": "onnx"}, "the text tower has no patches"),
         ({"to": "openclip"}, "did you mean open_clip"),
         ({"average": True}, "no averaged weights"),
         ({"out": "run"}, "exists and is not empty"),
@@ -160,5 +168,5 @@ def test_mistakes_are_told(tmp_path: Path, options: dict[str, Any], says: str) -
 
 
 def test_names() -> None:
-    assert "open_clip" in export.names()
-    assert "base" not in export.names()
+    wanted = ["onnx", "open_clip", "safetensors", "sentence_transformers", "torch_export", "transformers"]
+    assert export.names() == wanted
