@@ -24,6 +24,8 @@ from pretrain.plan.trace import trace
 from pretrain.plan.work import Work
 from pretrain.verbs_plan import Options, split, spread
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 LARGE = str(ROOT / "configs" / "clip_vit_l14_datacomp_xlarge.yaml")

@@ -25,6 +25,8 @@ from pretrain.plan.work import Highest, Linear, Work
 from pretrain.values import Batch
 from pretrain.world import World
 
+pytestmark = pytest.mark.slow
+
 ROOT, CPU = Path(__file__).parents[2], torch.device("cpu")
 HF_TEXT = {"hf_model_name": "NAME", "hf_model_pretrained": False, "hf_tokenizer_name": "NAME", "context_length": 16}
 
