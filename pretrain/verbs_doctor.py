@@ -23,6 +23,9 @@ CONFIG: the machine alone. Ends with 2 on every rank where a check failed on any
 checks:"""
 
 
+DAY_S = 86400.0
+
+
 @dataclass(frozen=True)
 class Asked:
     """A command line, read."""
@@ -119,6 +122,6 @@ def _seconds(text: str) -> float:
         found = float(text)
     except ValueError:
         found = 0.0
-    if not found > 0:
-        raise UserError(f"--limit {text} must be a number of seconds above 0, such as 180")
+    if not 0 < found <= DAY_S:
+        raise UserError(f"--limit {text} must be a number of seconds above 0, a day at most, such as 180")
     return found

@@ -71,7 +71,7 @@ def _compare(runs: Positional[tuple[Path, ...]], /, *, json: bool = False) -> No
 
 def _read(runs: Sequence[Path]) -> list[Status]:
     """The runs among folders; where one alone is named, it must be one."""
-    from pretrain.history import folder, status
+    from pretrain.history import folder
 
     if not runs:
         raise UserError("which run? pretrain status RUN... [--json] [--watch [SECONDS]]")
@@ -80,12 +80,27 @@ def _read(runs: Sequence[Path]) -> list[Status]:
         folder.check(runs[0])
     if others := [str(run) for run in runs if run not in meant]:
         print(f"pretrain status: no run has begun in {', '.join(others)}", file=sys.stderr)
-    return [status.read(run) for run in meant]
+    return [found for run in meant if (found := _state(run, len(runs) == 1))]
+
+
+def _state(run: Path, alone: bool) -> Status | None:
+    """Of one among several runs that cannot be told, a line; the others are told all the same."""
+    from pretrain.history import status
+
+    try:
+        return status.read(run)
+    except UserError as unreadable:
+        if alone:
+            raise
+        print(f"pretrain status: {unreadable}", file=sys.stderr)
+        return None
 
 
 def _show(found: Sequence[Status], json: bool, clear: bool) -> None:
     from pretrain.history import told
 
+    if not found:
+        raise UserError("none of these runs can be told; see above")
     if json:
         lines = [text.dumps(status.facts()) for status in found]
     else:

@@ -62,9 +62,9 @@ def checkpoint_bytes(run: Run) -> int:
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there: where it would be made."""
+    """The path, or the nearest above it that is there: where it would be made. Writing finds a file in the way."""
     folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
+    return next(path for path in (folder, *folder.parents) if os.path.lexists(path))
 
 
 def _enough(free: int, needed: int, each: int) -> Status:

@@ -56,21 +56,23 @@ def read(run: Path, config: Mapping[str, Any], total_samples: int | None, step: 
     records = lines.tail(run / "metrics.jsonl")
     last: Record = records[-1] if records else {}
     batch = folder.knob(config, "train", "global_batch")
-    reached = max(int(last.get("step") or 0), step or 0)
+    reached = max(_count(last, "step"), step or 0)
     recent = records[-RECENT:]
-    waits = [r["data_wait_s"] / r["step_s"] for r in recent if _number(r, "data_wait_s") is not None and r["step_s"]]
+    waits = [
+        r["data_wait_s"] / r["step_s"] for r in recent if _number(r, "data_wait_s") is not None and _number(r, "step_s")
+    ]
     return Progress(
         step=reached,
-        samples=reached * batch if isinstance(batch, int) else int(last.get("samples") or 0),
+        samples=reached * batch if isinstance(batch, int) else _count(last, "samples"),
         epoch=_number(last, "epoch"),
         total_samples=total_samples or _length(config, last),
         loss=_number(last, "loss"),
         samples_per_s=_harmonic([r["samples_per_s"] for r in recent if _number(r, "samples_per_s")]),
         step_s=statistics.fmean(steps_s) if (steps_s := _column(recent, "step_s")) else None,
         data_wait=statistics.fmean(waits) if waits else None,
-        training_s=_training_s(run / "metrics.jsonl", int(last.get("step") or 0)),
+        training_s=_training_s(run / "metrics.jsonl", _count(last, "step")),
         peak_memory_bytes=last.get("peak_memory_bytes"),
-        skipped=int(last.get("skipped") or 0),
+        skipped=_count(last, "skipped"),
     )
 
 
@@ -96,6 +98,12 @@ def _length(config: Mapping[str, Any], last: Record) -> int | None:
 def _number(record: Record, name: str) -> float | None:
     value = record.get(name)
     return value if isinstance(value, int | float) else None
+
+
+def _count(record: Record, name: str) -> int:
+    """0 where it is not told, or is no number: somebody may have written into the file by hand."""
+    value = _number(record, name)
+    return int(value) if value is not None and math.isfinite(value) else 0
 
 
 def _column(records: Sequence[Record], name: str) -> list[float]:

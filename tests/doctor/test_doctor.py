@@ -91,6 +91,7 @@ def test_the_command_line(line: str, asked: Asked) -> None:
         ("--seed 3", "--seed: which config?"),
         ("c.yaml --bad-nodes", "--bad-nodes needs a value"),
         ("--limit soon", "--limit soon must be a number of seconds"),
+        ("--limit inf", "--limit inf must be a number of seconds"),
         ("--only rings", "there is no check 'rings'; there are packages, pairs"),
     ],
 )

@@ -143,6 +143,9 @@ def test_a_disk_is_written_or_said_why_not(tmp_path: Path) -> None:
     assert found.amount is not None
     assert list(tmp_path.iterdir()) == []
     assert disk.existing(tmp_path / "a" / "b") == tmp_path
+    (tmp_path / "file").write_text("in the way")
+    blocked = disk._writes("disk", disk.existing(tmp_path / "file" / "b"))
+    assert (blocked.status, "Not a directory" in blocked.found) == ("fail", True)
     failed = disk._writes("disk", Path("/proc"))
     assert failed.status == "fail"
     assert "/proc is on proc" in failed.mend

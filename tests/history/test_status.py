@@ -87,6 +87,10 @@ def test_half_written_files_are_read_as_far_as_they_go(tmp_path: Path) -> None:
     assert (found.progress.loss, found.progress.step, found.steps) == (3.0, 9, (9, 40))
     assert found.progress.left_s == (40 - 9) * make.BATCH / 64
     assert (found.life.ranks, found.restarts, found.faults) == (1, 0, 0)
+    (run / "metrics.jsonl").write_text(
+        json.dumps(make.record(7) | {"step": "x", "samples": None, "step_s": "y"}) + "\n"
+    )
+    assert status.read(run).progress.samples_per_s == 64.0
     for name in ("metrics.jsonl", "events.jsonl", "config.yaml"):
         (run / name).write_bytes(b"\xff\xfe" if name != "config.yaml" else b"")
         if name == "config.yaml":
@@ -194,6 +198,11 @@ def test_one_run_several_runs_and_none(tmp_path: Path, capsys: pytest.CaptureFix
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(one["run"]).name for one in told] == ["a", "b"]
     assert {"life", "progress", "saves", "events", "goodput", "restarts", "lost_steps", "faults"} <= set(told[0])
+    make.write(tmp_path / "broken", beats=[make.beat()], **RUNNING)
+    (tmp_path / "broken" / "config.yaml").write_text("a: [")
+    assert cli.run(["status", *everything, str(tmp_path / "broken")]) == errors.DONE
+    said = capsys.readouterr()
+    assert (len(said.out.splitlines()), "broken/config.yaml: cannot be read" in said.err) == (3, True)
     for folder, word in ((tmp_path, f"name {tmp_path / 'a'}"), (tmp_path / "c", "there is no such folder")):
         assert cli.run(["status", str(folder)]) == errors.USER_ERROR
         err = capsys.readouterr().err
