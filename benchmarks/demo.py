@@ -93,7 +93,7 @@ def demonstrate(config: Path, out: Path) -> Summary:
 
 
 def search(run_folder: Path, shards: str, out: Path) -> None:
-    """Features of the held-out digits, and what lies nearest to SEARCHES: searches.html, and searches.json of the run."""
+    """Embed the held-out digits; what lies nearest to SEARCHES is in OUT/searches.html and RUN/searches.json."""
     ranks("embed", run_folder, shards, out / "features", "--workers", "1")
     asked = [word for text in SEARCHES for word in ("--text", text)]
     pretrain("search", out / "features", *asked, "-k", "5", "--html", out / "searches.html", "--into", run_folder)
