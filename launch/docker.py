@@ -62,10 +62,15 @@ def render(options: Docker, job: Job) -> str:
     return shell.command(*_parts(options, job, Shell('"$(id -u):$(id -g)"'))) + "\n"
 
 
+def name_of(job: Job) -> str:
+    """The run's name as Docker allows it."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", job.name).lstrip("-._") or "pretrain"
+
+
 def _parts(options: Docker, job: Job, user: str) -> list[list[str]]:
     podman = options.tool == "podman"
     return [
-        [options.tool, "run", "--rm", f"--name={job.name}"],
+        [options.tool, "run", "--rm", f"--name={name_of(job)}"],
         ["--device=nvidia.com/gpu=all" if podman else "--gpus=all"] if options.gpus_per_node else [],
         [f"--shm-size={options.shm}", "--ulimit=memlock=-1", "--ulimit=stack=67108864"],
         [f"--stop-timeout={options.grace_s}"],

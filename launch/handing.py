@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from pretrain.errors import UserError
@@ -26,6 +30,28 @@ def become(command: list[str]) -> NoReturn:
     refuse_missing(command[0])
     sys.stdout.flush()
     os.execvp(command[0], command)
+
+
+def lead(command: list[str]) -> int:
+    """Run a program that at TERM would end at once and leave its children behind; its exit code.
+
+    A signal goes to its children instead, and it ends when they have.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    refuse_missing(command[0])
+    sys.stdout.flush()
+    process = subprocess.Popen(command)
+
+    def tell_children(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            for pid in children or [str(process.pid)]:
+                os.kill(int(pid), number)
+
+    signal.signal(signal.SIGTERM, tell_children)
+    return process.wait()
 
 
 def hand(command: list[str], text: str = "") -> str:

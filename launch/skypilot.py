@@ -56,7 +56,10 @@ class SkyPilot(Machines):
         if self.gpu is not None and not _GPU.fullmatch(self.gpu):
             raise UserError(f"gpu {self.gpu!r}: write NAME:COUNT, as in H100:8")
         if self.gpu is not None:
-            object.__setattr__(self, "gpus_per_node", int(self.gpu.partition(":")[2] or 1))
+            count = int(self.gpu.partition(":")[2] or 1)
+            if self.gpus_per_node not in (SkyPilot.gpus_per_node, count):
+                raise UserError(f"gpus_per_node {self.gpus_per_node}: gpu {self.gpu} says {count}; leave one out")
+            object.__setattr__(self, "gpus_per_node", count)
         super().__post_init__()
         for broken, sentence in self._rules():
             if broken:

@@ -131,7 +131,9 @@ def submit(script: Path) -> str:
     variables = sbatch.environment(script.read_text(), os.environ)
     done = subprocess.run(["sbatch", "--parsable", str(script)], env=variables, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"sbatch refuses {script}: {' '.join(done.stderr.split())}")
+        left_out = re.findall("^#SBATCH --exclude=(.*)", script.read_text(), re.MULTILINE)
+        nodes = f"; left out: {left_out[0]}; RUN/launch/bad_nodes names those found bad" if left_out else ""
+        raise UserError(f"sbatch refuses {script}: {' '.join(done.stderr.split())}{nodes}")
     return done.stdout.split(";")[0].strip()
 
 

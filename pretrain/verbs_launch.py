@@ -21,7 +21,7 @@ from pretrain.launch import (
     torchrun,
 )
 from pretrain.launch.asked import Asked
-from pretrain.launch.handing import become, tell
+from pretrain.launch.handing import become, lead, tell
 from pretrain.launch.job import Job, Machines
 from pretrain.show import show
 
@@ -85,7 +85,8 @@ def _deepspeed(want: Asked, options: deepspeed.DeepSpeed) -> None:
     path = deepspeed.hostfile_path(job)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(hosts)
-    become(command)
+    if code := lead(command):
+        raise SystemExit(code if code > 0 else 128 - code)
 
 
 KINDS: dict[str, tuple[type[Any], Callable[[Asked, Any], None]]] = {

@@ -173,6 +173,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "grace": (lambda: on_kubernetes("--grace-s", "0"), "grace_s 0 must be 1 or more"),
     "no gpu": (lambda: on_skypilot(), "gpu: which?"),
     "odd gpu": (lambda: on_skypilot("--gpu", "H100:many"), "write NAME:COUNT"),
+    "two counts": (lambda: on_skypilot("--gpu", "H100:8", "--gpus-per-node", "4"), "gpu H100:8 says 8"),
     "sky forgets": (lambda: on_skypilot("--gpu", "H100:8", config=FORGETS), "takes its disk along"),
     "no checkout": (lambda: on_skypilot("--gpu", "H100:8"), "is no checkout to install from"),
     "two machines": (lambda: in_docker("--nodes", "2"), "Docker runs one machine"),

@@ -66,3 +66,14 @@ def test_a_rank_killed_under_torchrun_then_deepspeed_undisturbed(tmp_path: Path)
     assert [event["ranks"] for event in events(tmp_path / "deepspeed", "start")] == [2]
     assert (tmp_path / "deepspeed" / "debug" / "launch" / "hostfile").read_text() == "localhost slots=2\n"
     assert tensors(tmp_path / "torchrun") == tensors(tmp_path / "deepspeed")
+
+
+def test_a_program_that_forgets_its_children_ends_after_them() -> None:
+    """As DeepSpeed's runner, the shell in the middle would die of TERM and leave the loop behind."""
+    loop = "(trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done) & wait $!"
+    code = f"import sys; from pretrain.launch import handing; sys.exit(handing.lead(['bash', '-c', {loop!r}]))"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "ready\n"
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(timeout=60) == 7
