@@ -54,13 +54,14 @@ class EvalPart(NamedTuple):
 class EvalLoader:
     """Iterable any number of times."""
 
-    def __init__(self, rows: EvalRows, data: Data, world: World, batch_size: int) -> None:
-        self.samples = len(rows.source)
+    def __init__(self, rows: EvalRows, data: Data, world: World, batch_size: int, most: int | None = None) -> None:
+        everything = range(0, len(rows.source), max(1, len(rows.source) // most if most else 1))[:most]
+        self.samples = len(everything)
         """Of all ranks together."""
         self.fingerprint = rows.source.fingerprint
         self._rows, self._data, self._world = rows, data, world
         start, stop = (self.samples * rank // world.size for rank in (world.rank, world.rank + 1))
-        self._pieces = [range(at, min(at + batch_size, stop)) for at in range(start, stop, batch_size)]
+        self._pieces = [everything[at : min(at + batch_size, stop)] for at in range(start, stop, batch_size)]
 
     def __len__(self) -> int:
         """Batches of this rank; ranks may differ, and one may have none."""
@@ -84,11 +85,14 @@ class EvalLoader:
             made.close()
 
 
-def eval_loader(data: Data, world: World, spec: ImageSpec, tokenize: Tokenize, batch_size: int) -> EvalLoader:
+def eval_loader(
+    data: Data, world: World, spec: ImageSpec, tokenize: Tokenize, batch_size: int, most: int | None = None
+) -> EvalLoader:
     """This rank's contiguous share of the held-out set, in its order.
 
     Args:
         batch_size: samples per batch; the last one of a rank may be smaller.
+        most: take this many samples of the set, equally far apart; None, or more than there are: all.
 
     Raises:
         UserError: data.eval is empty or names nothing, or a shard is no good tar; while iterating: a sample cannot
@@ -96,7 +100,7 @@ def eval_loader(data: Data, world: World, spec: ImageSpec, tokenize: Tokenize, b
     """
     if batch_size < 1:
         raise UserError(f"batch_size {batch_size} must be at least 1")
-    return EvalLoader(EvalRows(_source(data, world, spec), spec, tokenize), data, world, batch_size)
+    return EvalLoader(EvalRows(_source(data, world, spec), spec, tokenize), data, world, batch_size, most)
 
 
 class EvalRows:

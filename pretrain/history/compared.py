@@ -14,7 +14,7 @@ WIDE = 48
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """What `compare.compare` found."""
-    names = _short(found["runs"])
+    names = short_names(found["runs"])
     out = [f"{name}: {run}" for name, run in zip(names, found["runs"], strict=True)]
     out += _table("knobs", names, [[row["knob"], *_values(row)] for row in found["knobs"]])
     facts = [[row["fact"], *map(_cell, row["values"])] for row in found["environment"]]
@@ -32,7 +32,7 @@ def _table(title: str, names: Sequence[str], rows: list[list[str]]) -> list[str]
     return ["", *columns([[title, *names], *rows])]
 
 
-def _short(runs: Sequence[str]) -> list[str]:
+def short_names(runs: Sequence[str]) -> list[str]:
     """Last parts of the paths, as long as needed to tell them apart."""
     for depth in range(1, 20):
         names = [os.sep.join(run.rstrip(os.sep).split(os.sep)[-depth:]) for run in runs]
