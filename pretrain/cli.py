@@ -15,7 +15,9 @@ from pretrain.signals import armed
 VERBS = {
     "train": "train a dual encoder, or go on with it: CONFIG [--section.key value] [--profile A..B] [--replay STEP]",
     "evaluate": "measure a run, checkpoint or export on held-out shards: evaluate RUN --task zero_shot|retrieval",
-    "export": "write the encoders for another library, proven equal: export RUN OUT --to open_clip|transformers|onnx|...",
+    "export": "write the encoders for another library, proven: export RUN OUT --to open_clip|transformers|onnx|...",
+    "embed": "features of all images and captions of shards: embed MODEL SHARDS OUT [--tower image|text]",
+    "search": "what lies nearest: search OUT --text TEXT | --image FILE [--include SET] [--exclude SET] [--html PAGE]",
     "pack": "make WebDataset shards: pack folder DIR OUT | table FILE OUT | shards SHARDS OUT | digits OUT",
     "index": "build the shards' offset indexes, or check the shards: index SHARDS... [--check] [--report PAGE]",
     "drill": "put a small run through faults, kills first: drill [--only PATTERN] [--ranks 2] [--short]",
@@ -25,11 +27,12 @@ VERBS = {
     "ranks": "where every rank of a run is, or how it ended: ranks RUN [--json] [--trace]",
     "status": "how far runs are, how fast, what went wrong: status RUN... [--json] [--watch [SECONDS]]",
     "compare": "what differs between runs: knobs, versions, losses, speed, results: compare RUN RUN... [--json]",
+    "report": "write one HTML file about runs, with pictures of held-out pairs: report RUN [RUN...] [--out FILE]",
     "launch": "start a run on a cluster or in a cloud: launch LAUNCHER CONFIG [--nodes N ...] [--dry-run]",
     "bench": "measure beside open_clip what the README quotes: bench loss|step|overlap [--json], in a checkout",
 }
 
-STOPPABLE = ("train", "evaluate")
+STOPPABLE = ("train", "evaluate", "embed")
 """Verbs that a signal ends in order; the others just end, and the same command goes on where they were."""
 
 

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import importlib
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Literal
 
-from tyro.conf import Positional
-
-from pretrain import flags
 from pretrain.errors import UserError
 from pretrain.show import show
 from pretrain.verbs_checkpoint import checkpoint
 from pretrain.verbs_data import index, pack
 from pretrain.verbs_doctor import doctor
 from pretrain.verbs_drill import drill, faults
+from pretrain.verbs_evaluate import evaluate
 from pretrain.verbs_export import export
 from pretrain.verbs_launch import launch
 from pretrain.verbs_plan import plan
 from pretrain.verbs_ranks import ranks
+from pretrain.verbs_report import report
 from pretrain.verbs_runs import compare, status
+from pretrain.verbs_search import embed, search
 
 __all__ = [
-    "bench", "checkpoint", "compare", "doctor", "drill", "evaluate", "export",
-    "index", "launch", "pack", "plan", "ranks", "show", "status", "train",
+    "bench", "checkpoint", "compare", "doctor", "drill", "embed", "evaluate", "export",
+    "index", "launch", "pack", "plan", "ranks", "report", "search", "show", "status", "train",
 ]  # fmt: skip
-
-Average = Literal["auto", "yes", "no"]
-_AVERAGE: dict[Average, bool | None] = {"auto": None, "yes": True, "no": False}
 
 
 def train(args: list[str]) -> None:
@@ -57,56 +52,6 @@ def train(args: list[str]) -> None:
         from pretrain.train import train
 
         train(run, stop, steps)
-
-
-def evaluate(args: list[str]) -> None:
-    """`pretrain evaluate RUN --task ...`, alone or under torchrun; a signal ends it with 85, and nothing is lost."""
-    from pretrain.signals import armed
-
-    with armed(), faults():
-        flags.command(_evaluate, args, "pretrain evaluate")
-
-
-def _evaluate(
-    source: Positional[str],
-    /,
-    *,
-    task: Literal["zero_shot", "retrieval"],
-    data: tuple[str, ...] = (),
-    classes: str | None = None,
-    average: Average = "auto",
-    batch_size: int = 256,
-    workers: int = 2,
-    timeout_s: float = 600.0,
-    json: bool = False,
-) -> None:
-    """Measure the encoders of a run on held-out shards, on all ranks that were started.
-
-    Args:
-        source: Run folder or checkpoint folder.
-        task: What to measure.
-        data: Held-out shards; default: the run's data.eval.
-        classes: For zero_shot, class names and templates; default: classes.json above the shards.
-        average: Use the averaged (EMA) weights; auto: where there are any.
-        batch_size: Pairs per rank and forward.
-        workers: Decoding processes per rank.
-        timeout_s: Seconds that ranks wait for each other; none may give no sign for six times as long.
-        json: Print one JSON object instead of a table.
-    """
-    from pretrain.evaluate import evaluate
-    from pretrain.signals import armed, interruptible
-    from pretrain.watch.watcher import watching_ranks
-    from pretrain.world import join
-
-    if not 0 < timeout_s < float("inf"):
-        raise UserError(f"--timeout-s {timeout_s} must be a positive number of seconds, 600 for instance")
-    with armed() as stop, watching_ranks(timeout_s) as watch, join(timeout_s) as world, interruptible(world.size == 1):
-        if watch is not None:
-            stop.before_leaving = watch.end
-        how = partial(evaluate, source, task, average=_AVERAGE[average], world=world, watch=watch)
-        result = how(data=data, classes=classes, batch_size=batch_size, workers=workers)
-        if world.is_main:
-            show(result, json)
 
 
 BENCHES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -12,6 +12,9 @@ from pretrain import flags
 from pretrain.errors import UserError
 from pretrain.show import columns, show
 from pretrain.verbs_drill import faults
+
+if TYPE_CHECKING:
+    from pretrain.search.search import Found
 
 Average = Literal["auto", "yes", "no"]
 Tower = Literal["image", "text"]
@@ -56,12 +59,7 @@ def _embed(
     from pretrain.watch.watcher import watching_ranks
     from pretrain.world import join
 
-    if len(names) < 3:
-        raise UserError("name the model, the shards, and the folder to make: embed MODEL SHARDS OUT")
-    if "://" in names[-1]:
-        raise UserError(f"OUT {names[-1]} is a URL: name a folder on a disk, and copy it from there")
-    if not 0 < timeout_s < float("inf"):
-        raise UserError(f"--timeout-s {timeout_s} must be a positive number of seconds, 600 for instance")
+    _refuse(names, timeout_s)
     with armed() as stop, watching_ranks(timeout_s) as watch, join(timeout_s) as world, interruptible(world.size == 1):
         if watch is not None:
             stop.before_leaving = watch.end
@@ -69,6 +67,15 @@ def _embed(
         result = how(names[0], names[1:-1], Path(names[-1]), world=world, watch=watch, workers=workers)
         if world.is_main:
             show(result, json)
+
+
+def _refuse(names: tuple[str, ...], timeout_s: float) -> None:
+    if len(names) < 3:
+        raise UserError("name the model, the shards, and the folder to make: embed MODEL SHARDS OUT")
+    if "://" in names[-1]:
+        raise UserError(f"OUT {names[-1]} is a URL: name a folder on a disk, and copy it from there")
+    if not 0 < timeout_s < float("inf"):
+        raise UserError(f"--timeout-s {timeout_s} must be a positive number of seconds, 600 for instance")
 
 
 def search(args: list[str]) -> None:
@@ -108,23 +115,31 @@ def _search(
         into: Run folder: keep queries, answers and pictures in its searches.json.
         json: Print one JSON object instead of a table.
     """
+    from pretrain.search.query import queries
+    from pretrain.search.search import search
+
+    _refuse_no_run(into)
+    asked, pictures = queries(text, image, include, exclude), html is not None or into is not None
+    found = search(folder, asked, k, tower=tower, backend=backend, source=model, with_pictures=pictures)
+    _keep(found, html, into)
+    show((dict if json else _lines)(found.as_json(pictures=False)), json)
+
+
+def _refuse_no_run(into: Path | None) -> None:
+    if into is not None and not into.is_dir():
+        raise UserError(f"--into {into} is no folder: name a run")
+
+
+def _keep(found: Found, html: Path | None, into: Path | None) -> None:
     from json import dumps
 
     from pretrain.checkpoint_files import write_atomic
     from pretrain.search.page import page
-    from pretrain.search.query import queries
-    from pretrain.search.search import search
 
-    if into is not None and not into.is_dir():
-        raise UserError(f"--into {into} is no folder: name a run")
-    asked, pictures = queries(text, image, include, exclude), html is not None or into is not None
-    found = search(folder, asked, k, tower=tower, backend=backend, source=model, with_pictures=pictures)
     if html is not None:
         write_atomic(html, page(found))
     if into is not None:
         write_atomic(into / "searches.json", dumps(found.as_json()) + "\n")
-    told = found.as_json(pictures=False)
-    show(told if json else _lines(told), json)
 
 
 def _lines(found: dict) -> dict[str, list[str]]:

@@ -82,16 +82,15 @@ def evaluate(
     Returns:
         task, checkpoint, step, average, data, then the metrics; as its errors (UserError), the same on every rank.
     """
-    started, asked = time.monotonic(), How(**how)
+    started, asked, method = time.monotonic(), How(**how), find(task)
     with phase("start"), world.together(f"opening {source}"), interruptible():
-        method = find(task)
         opened = open_source(source, average, world.device)
         held_out = _held_out(opened.data, data, workers)
     with _watched(watch, opened.folder, task, world):
         setting, samples = _setting(opened.encoder, opened.tokenize, method, task, held_out, world, asked)
         metrics = method.measure(setting)
-    facts = {"task": task} | opened.facts | {"data": list(samples.names), "world_size": world.size}
-    result = facts | dict(metrics)
+    facts = opened.facts | {"data": list(samples.names), "world_size": world.size}
+    result = {"task": task} | facts | dict(metrics)
     path = out or (opened.folder / "eval" / _name(result, opened) if opened.folder is not None else None)
     if path is not None:
         save(path, result | {"seconds": round(time.monotonic() - started, 3)}, world)

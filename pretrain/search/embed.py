@@ -31,13 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def embed(
-    source: str | Path,
-    shards: Sequence[str],
-    out: Path,
-    *,
-    world: World,
-    watch: Watch | None = None,
-    **how: Any,
+    source: str | Path, shards: Sequence[str], out: Path, *, world: World, watch: Watch | None = None, **how: Any
 ) -> dict[str, Any]:
     """Write what is missing of the features of `shards` into `out`. Collective.
 

@@ -135,7 +135,7 @@ def test_equal_captions_of_two_images_are_one_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "says"), [([None] * 7, "shard/0 has no label"), ([10] * 7, "label 10, but classes.json names 0 to 9")]
+    ("labels", "says"), [([None] * 7, "shard/0 has no label"), ([10] * 7, "label 10, but the classes named are 0 to 9")]
 )
 def test_wrong_labels_are_told(classes: Path, labels: list[int | None], says: str) -> None:
     here = alone(classes, 7)
