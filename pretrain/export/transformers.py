@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from pretrain.compat import open_clip
 from pretrain.errors import UserError
 from pretrain.export import towers_hf, vocabulary
 from pretrain.export.base import Asked, Limit, Trained
@@ -40,7 +41,7 @@ def write(trained: Trained, folder: Path, asked: Asked) -> None:
     weights = towers_hf.joined_pool(towers_hf.tensors(encoder, kind, asked))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     parts = [_image_processor(encoder, kind)] if asked.image else []
-    parts += [vocabulary.transformers_form(encoder)] if asked.text else []
+    parts += [_tokenizer(encoder, kind)] if asked.text else []
     for part in parts:
         part.save_pretrained(folder)
     if asked.tower == "both":
@@ -49,6 +50,20 @@ def write(trained: Trained, folder: Path, asked: Asked) -> None:
 
 def limit(asked: Asked) -> Limit:
     return Limit(largest=1e-4)
+
+
+def _tokenizer(encoder: DualEncoder, kind: str) -> Any:
+    # CLIP's tower ends at the end of text; SigLIP's sees all that comes behind it.
+    if kind == "siglip" and isinstance(vocabulary.of(encoder), open_clip.SimpleTokenizer):
+        raise UserError(
+            "transformers' CLIPTokenizer cannot pad with zeros, which this text tower has learned to see, for it has no "
+            "causal mask: export --tower image, or to onnx, torch_export or open_clip"
+        )
+    found = vocabulary.transformers_form(encoder)
+    if kind == "siglip":
+        # Nor must users mask the padding; SiglipTokenizer says so with the same words.
+        found.init_kwargs["model_input_names"] = ["input_ids"]
+    return found
 
 
 def _image_processor(encoder: DualEncoder, kind: str) -> Any:

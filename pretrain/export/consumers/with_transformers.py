@@ -49,7 +49,7 @@ def _images(folder: Path, work: Path, built: Any) -> tuple[dict[str, torch.Tenso
 
 def _texts(folder: Path, work: Path, built: Any, texts: list[str]) -> tuple[dict[str, torch.Tensor], str]:
     found, remark = load_file(work / "here.safetensors"), "none in this folder: the tokens were given"
-    ids = found["tokens"]
+    made: Any = {"input_ids": found["tokens"]}
     if (folder / "tokenizer_config.json").exists():
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         made = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
@@ -57,8 +57,9 @@ def _texts(folder: Path, work: Path, built: Any, texts: list[str]) -> tuple[dict
         # CLIP's features do not depend on what pads a text; open_clip pads with zeros.
         found["tokens"] = ids * made["attention_mask"] if built.config.model_type.startswith("clip") else ids
     encode = getattr(built, "get_text_features", built)
-    for size, slices in place.batched(len(ids)):
-        found[f"text_features/{size}"] = torch.cat([_unit(encode(input_ids=ids[part])) for part in slices])
+    for size, slices in place.batched(len(texts)):
+        batches = [{name: rows[part] for name, rows in made.items()} for part in slices]
+        found[f"text_features/{size}"] = torch.cat([_unit(encode(**batch)) for batch in batches])
     return found, remark
 
 
