@@ -56,8 +56,8 @@ def _tokenizer(encoder: DualEncoder, kind: str) -> Any:
     # CLIP's tower ends at the end of text; SigLIP's sees all that comes behind it.
     if kind == "siglip" and isinstance(vocabulary.of(encoder), open_clip.SimpleTokenizer):
         raise UserError(
-            "transformers' CLIPTokenizer cannot pad with zeros, which this text tower has learned to see, for it has no "
-            "causal mask: export --tower image, or to onnx, torch_export or open_clip"
+            "transformers' CLIPTokenizer cannot pad with zeros, which this text tower has learned to see, for it has "
+            "no causal mask: export --tower image, or to onnx, torch_export or open_clip"
         )
     found = vocabulary.transformers_form(encoder)
     if kind == "siglip":
