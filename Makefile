@@ -43,6 +43,7 @@ golden: $(VENV)/ready        ## renew the golden losses, deliberately; the chang
 	$(BIN)/python tests/golden/renew.py
 	$(BIN)/python tests/test_docs.py
 	$(BIN)/python tests/launch/test_render.py
+	$(BIN)/python tests/plan/test_page.py
 	$(BIN)/python tests/launch/test_cloud.py
 
 # CPU builds of torch are a third of the size; with a GPU on board, let the index choose.

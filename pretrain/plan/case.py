@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from pretrain.config import Run
 from pretrain.plan.communication import Case
@@ -10,6 +11,9 @@ from pretrain.plan.gpus import Gpu
 from pretrain.plan.loss import Loss
 from pretrain.plan.memory import Layout
 from pretrain.plan.work import Work
+
+Stage = Literal[0, 1, 2, 3]
+"""What DeepSpeed spreads."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,12 @@ class Question:
         slices = self.run.loss.slices
         return Case(self.gpus, self.rows, self.work.width, self.loss_bytes, sums, node, slices)
 
-    def with_run(self, gpus: int | None = None, engine: str | None = None, **train: int | None) -> Question:
-        """The same with other GPUs, another engine, or another batch."""
-        run = replace(self.run, engine=engine or self.run.engine, train=replace(self.run.train, **train))  # type: ignore[arg-type]
+    def with_run(self, gpus: int | None = None, **train: int | None) -> Question:
+        """The same with other GPUs, or another batch."""
+        run = replace(self.run, train=replace(self.run.train, **train))  # type: ignore[arg-type]
         return replace(self, run=run, gpus=gpus or self.gpus)
+
+    def under(self, engine: str, zero_stage: Stage | None = None) -> Question:
+        """The same under another engine."""
+        parallel = replace(self.run.parallel, zero_stage=zero_stage)
+        return replace(self, run=replace(self.run, engine=engine, parallel=parallel))

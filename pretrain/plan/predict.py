@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from pretrain.errors import UserError
 from pretrain.plan import communication
-from pretrain.plan.case import Question
+from pretrain.plan.case import Question, Stage
 from pretrain.plan.choice import EXCHANGES, Choice, choose_exchange, serves
 from pretrain.plan.footprint import Footprint, footprint
 from pretrain.plan.memory import bytes_sent
 from pretrain.plan.pace import Pace, exposed, pace
 
 GIB = 1 << 30
+_STAGES: tuple[Stage, ...] = (1, 2, 3)
 CLEARLY = 0.95
 """Of the fastest engine's samples a second: what is nearer to it than this is as good."""
 
@@ -46,6 +47,8 @@ class Way:
     exposed_s: float
     memory_bytes: float
     bytes_sent: int
+    parts: Footprint | None = None
+    """Engines: what `memory_bytes` holds, in that pass."""
     largest_micro_batch: int | None = None
     """Engines: pairs of the largest pass that fits; 0: none does."""
     samples_per_s: float | None = None
@@ -113,8 +116,16 @@ def exchanges(ask: Question) -> list[Way]:
 
 def engines(ask: Question) -> list[Way]:
     """Engines that could carry the run, each with the largest pass that fits; the config's own comes first."""
-    names = dict.fromkeys([ask.engine, "ddp", "fsdp2"]) if ask.gpus > 1 else {"single": None}
-    return [_engine(ask.with_run(engine=name)) for name in names]
+    if ask.gpus == 1:
+        return [_engine(ask.under("single"))]
+    cases = [ask.under(ask.engine, ask.run.parallel.zero_stage), ask.under("ddp"), ask.under("fsdp2")]
+    cases += [ask.under("deepspeed", stage) for stage in _STAGES]
+    return [_engine(case) for case in {engine_name(case): case for case in reversed(cases)}.values()][::-1]
+
+
+def engine_name(ask: Question) -> str:
+    """With the stage, where there are stages."""
+    return f"{ask.engine} zero{ask.layout.zero_stage}" if ask.engine == "deepspeed" else ask.engine
 
 
 def _engine(ask: Question) -> Way:
@@ -122,7 +133,8 @@ def _engine(ask: Question) -> Way:
     tried = ask.with_run(micro_batch=largest or 1)
     memory, times = footprint(tried, exchange_of(tried)), pace(tried, exchange_of(tried))
     sent = bytes_sent(ask.work.sizes, tried.layout, tried.parts)
-    return Way(ask.engine, times.engine, memory.peak, sent, largest, ask.rows * ask.gpus / times.step)
+    rate = ask.rows * ask.gpus / times.step
+    return Way(engine_name(ask), times.engine, memory.peak, sent, memory, largest, rate)
 
 
 def largest_micro_batch(ask: Question) -> int:
@@ -150,9 +162,13 @@ def advice(ask: Question) -> tuple[str, ...]:
         room = ask.gpu.usable_bytes / 1e9
         return (f"does not fit: a pass of one pair takes {needs:.3g} of {room:.3g} GB; take more GPUs or larger ones",)
     best = _best(able)
+    fastest = max(able, key=_rate)
+    why = "" if best is fastest else f", within {1 - CLEARLY:.0%} of {fastest.name}, and the simplest"
     others = [f"{way.name} {way.samples_per_s or 0:,.0f} samples/s" for way in able if way is not best]
     others += [f"{way.name} does not fit" for way in ways if way not in able]
-    said = f"engine {best.name}: {best.samples_per_s:,.0f} samples/s" + (f" ({'; '.join(others)})" if others else "")
+    said = f"engine {best.name}: {best.samples_per_s:,.0f} samples/s{why}" + (
+        f" ({'; '.join(others)})" if others else ""
+    )
     sentences = [said, _pass(ask, best)]
     if ask.gpus > 1:
         choice = chosen_exchange(ask)
@@ -161,10 +177,15 @@ def advice(ask: Question) -> tuple[str, ...]:
 
 
 def _best(able: list[Way]) -> Way:
-    """The engine that keeps everything on each rank, unless another is clearly faster: it sends least."""
-    fastest = max(way.samples_per_s or 0 for way in able)
-    plain = [way for way in able if way.name in ("single", "ddp") and (way.samples_per_s or 0) >= CLEARLY * fastest]
-    return plain[0] if plain else max(able, key=lambda way: way.samples_per_s or 0)
+    """The simplest of those that no other clearly outruns: what keeps everything on each rank, then torch's own."""
+    fastest = max(map(_rate, able))
+    good = [way for way in able if _rate(way) >= CLEARLY * fastest]
+    simple = {way.name: way for way in reversed(good)}
+    return next((simple[name] for name in ("single", "ddp", "fsdp2") if name in simple), max(good, key=_rate))
+
+
+def _rate(way: Way) -> float:
+    return way.samples_per_s or 0.0
 
 
 def _pass(ask: Question, best: Way) -> str:

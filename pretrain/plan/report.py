@@ -150,12 +150,22 @@ def _times(found: Plan) -> str:
 def _ways(found: Plan) -> str:
     rows: list[Row] = [("exchange", "exposed", "memory", "sent a step")]
     rows += [(way.name, _ms(way.exposed_s), _gb(way.memory_bytes), _gb(way.bytes_sent)) for way in found.exchanges]
-    more: list[Row] = [("engine", "exposed", "memory", "sent a step", "largest micro_batch", "samples/s")]
+    more: list[Row] = [("engine", "exposed", "sent a step", "largest micro_batch", "samples/s")]
     more += [
-        (way.name, _ms(way.exposed_s), _gb(way.memory_bytes), _gb(way.bytes_sent), str(way.largest_micro_batch),
-         f"{way.samples_per_s:,.0f}") for way in found.engines
-    ]  # fmt: skip
-    return table(more) if len(rows) == 1 else f"{table(rows)}\n\n{table(more)}"
+        (way.name, _ms(way.exposed_s), _gb(way.bytes_sent), str(way.largest_micro_batch), f"{way.samples_per_s:,.0f}")
+        for way in found.engines
+    ]
+    parts: list[Row] = [("memory in that pass", "weights", "gradients", "optimizer", "gathered", "activations", "peak")]
+    parts += [
+        (
+            way.name,
+            *map(_gb, (held.weights, held.gradients, held.optimizer, held.gathered, held.activations, held.peak)),
+        )
+        for way in found.engines
+        if (held := way.parts)
+    ]
+    tables = ([] if len(rows) == 1 else [table(rows)]) + [table(more), table(parts)]
+    return "\n\n".join(tables)
 
 
 def _whole(found: Plan) -> str:

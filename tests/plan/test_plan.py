@@ -89,7 +89,7 @@ def test_slower_links_show() -> None:
 
 def test_every_way_is_listed_and_advice_names_one_with_its_reason() -> None:
     assert [way.name for way in exchanges(ask())] == ["gather", "streamed", "ring", "bidirectional", "hierarchical"]
-    assert {way.name for way in engines(ask())} == {"ddp", "fsdp2"}
+    assert [way.name for way in engines(ask())] == ["ddp", "fsdp2", *(f"deepspeed zero{stage}" for stage in (1, 2, 3))]
     said = advice(ask())
     assert said[0].startswith("engine ddp: ")
     assert said[2].startswith("exchange gather: ")
@@ -100,7 +100,7 @@ def test_what_ddp_cannot_hold_goes_to_fsdp2() -> None:
     asked = dataclasses.replace(ask(64, "a100-40"), work=heavy)
     assert advice(asked)[0].startswith("engine fsdp2: ")
     assert "ddp does not fit" in advice(asked)[0]
-    assert advice(dataclasses.replace(asked, gpu=gpus.find("rtx4090"), gpus=1).with_run(engine="single"))[0].startswith(
+    assert advice(dataclasses.replace(asked, gpu=gpus.find("rtx4090"), gpus=1).under("single"))[0].startswith(
         "does not fit: a pass of one pair takes "
     )
 
