@@ -63,7 +63,7 @@ def test_console_examples_run(program: Any, page: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_other_examples_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every `pretrain` command of an `sh` block has a verb, flags and a config that exist; nothing is carried out."""
-    from pretrain import flags, runfile, train, verbs, verbs_launch, verbs_plan
+    from pretrain import flags, runfile, train, verbs, verbs_doctor, verbs_launch, verbs_plan
 
     done: list[str] = []
     monkeypatch.setattr(train, "train", lambda run, *_: done.append(run.name))
@@ -76,6 +76,7 @@ def test_other_examples_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(verbs, "launch", launch)
     monkeypatch.setattr(verbs, "plan", lambda args: done.append(verbs_plan.read(args)[1].name))
+    monkeypatch.setattr(verbs, "doctor", lambda args: done.append(str(verbs_doctor.read(args))))
     monkeypatch.setattr(flags, "command", lambda call, args, prog: done.append(str(flags.bind(call, args, prog))))
     monkeypatch.chdir(ROOT)
     lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", "").splitlines()]

@@ -95,12 +95,20 @@ def _attended_back(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: A
     return 2 * _attended(query, key, value)
 
 
+def _convolved_back(grad: Any, pixels: Any, weight: Any, *rest: Any, **__: Any) -> int:
+    """Each gradient takes what the pass forward took; torch's own count forgets that channels are in groups."""
+    transposed, mask = rest[4], rest[7]
+    places = (pixels if transposed else grad).shape
+    return int(2 * places[0] * torch.Size(places[2:]).numel() * weight.numel() * sum(mask[:2]))
+
+
 def _formulas() -> dict[Any, Callable[..., Any]]:
-    """torch's own, with one count for attention whichever kernel carries it out."""
+    """torch's own, but for attention, whichever kernel carries it out, and convolutions of channels in groups."""
     found: dict[Any, Callable[..., Any]] = dict(flop_registry)
     for name in ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu"):
         found[getattr(torch.ops.aten, f"_scaled_dot_product_{name}")] = _attended
         found[getattr(torch.ops.aten, f"_scaled_dot_product_{name}_backward")] = _attended_back
+    found[torch.ops.aten.convolution_backward] = _convolved_back
     return found
 
 

@@ -82,6 +82,13 @@ def test_flops_are_those_that_open_clip_publishes() -> None:
         assert work.text.model_flops[0] / 1e9 == pytest.approx(text, rel=0.01)
 
 
+def test_channels_in_groups_cost_backward_twice_what_they_cost_forward() -> None:
+    """Where torch's own counter says eight times; forward as open_clip publishes it, GFLOP."""
+    forward, backward = traced("convnext_base").image.model_flops
+    assert forward / 1e9 == pytest.approx(30.76, rel=0.01)
+    assert backward == pytest.approx(2 * forward, rel=0.01)
+
+
 def test_a_text_tower_of_transformers_is_traced(tmp_path: Path) -> None:
     bert = {"model_type": "bert", "vocab_size": 99, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     (tmp_path / "bert").mkdir()
