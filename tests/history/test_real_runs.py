@@ -48,8 +48,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
 def test_a_run_that_was_killed_and_went_on(runs: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     calm, killed, _ = (status.read(run) for run in runs)
     assert (calm.life.state, calm.steps, calm.restarts, calm.faults) == ("finished", (12, 12), 0, 0)
-    assert calm.goodput is not None
-    assert 0 < calm.goodput <= 1
+    assert calm.goodput is not None or not calm.wall_s  # times have whole seconds, and the run may take less
+    assert 0 < (calm.goodput or 1) <= 1
     (first, second) = killed.events.starts
     assert (first.step, second.step, second.lost_steps, killed.lost_steps) == (0, 8, 3, 3)
     assert second.reason == "rank 0 left no exit code: killed, or the machine is gone"
