@@ -10,7 +10,7 @@ from pretrain.drill.scripts import FAILED, KILLED
 from pretrain.drill.trial import Script, Trial
 
 _MIDWAY = "kill@data:step=10"
-"""Ends every rank with checkpoints of steps 3 and 6 on disk: that of 9 was begun, and begins when that of 6 is whole."""
+"""Ends every rank with checkpoints of steps 3 and 6 on disk: that of 9 begins when that of 6 is whole."""
 Harm = Callable[[Path], None]
 """Does something to a run folder."""
 
